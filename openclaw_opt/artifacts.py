@@ -1,0 +1,180 @@
+"""What flows through the pipeline: Checkpoint → Model → Graph → Engine → Report.
+
+Each of the first four is a folder and the facts that a JSON file in that folder states. They are values: a pass gets one
+and a fresh folder, and gives the next. Nothing here imports torch or onnx.
+
+    Checkpoint   what the user has: config.json, *.safetensors, tokenizer files. Never written to.
+    Model        model.json + model.safetensors + assets/: our canonical layout, float or quantized.
+    Graph        graph.json + model.onnx (+ model.onnx.data) + assets/: the portable graph or a lowering of it.
+    Engine       engine.json + what the runtime loads + assets/.
+
+`assets/` holds what goes through unchanged: config.json, generation_config.json, tokenizer files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Task = Literal["decoder", "encoder", "vision"]
+Dialect = Literal["portable", "onnxruntime", "tensorrt"]
+FloatType = Literal["float32", "float16", "bfloat16"]
+
+
+class Facts(BaseModel):
+    """A frozen record that is written as JSON and read back equal; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerFormat(Facts):
+    """What was asked of one linear layer: the row the precision receipt is checked against."""
+
+    name: str
+    """Name of the linear module, e.g. `layers.0.qkv`; every ONNX node and initializer of it starts with this name."""
+    format: str
+    """A row of formats.py."""
+    block: int | None = None
+    """Elements of the input axis that share a scale; None for per-channel."""
+
+
+class KvShape(Facts):
+    """Shape of one decoder layer's cache: past_key_values.i.key is [batch, kv_heads, past, head_dim]."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+    """Sliding attention window in tokens, counted with the token itself; None for full attention."""
+
+
+class GraphFacts(Facts):
+    """What graph.json states."""
+
+    task: Task
+    dialect: Dialect
+    dtype: FloatType
+    family: str
+    opset: int
+    vocab: int | None = None
+    context: int | None = None
+    """Longest sequence (past and new tokens) the graph is right for, in tokens."""
+    hidden: int | None = None
+    kv: tuple[KvShape, ...] = ()
+    """One a decoder layer; empty for encoders and vision models."""
+    quantized: tuple[LayerFormat, ...] = ()
+    fusions: dict[str, int] = {}
+    """How often each rewrite applied, by its name."""
+    batch_first_shapes: dict[str, list[int | str]] = {}
+    """Input name to shape, e.g. {"pixel_values": ["batch", 1, 8, 8]}; for tasks without a cache."""
+
+
+class ReceiptRow(Facts):
+    """One quantized layer: what was asked, what the engine does."""
+
+    layer: str
+    asked: str
+    realised: str
+    ok: bool
+    why: str = ""
+    """Why it is not what was asked, or by what evidence it is (kernel name, log line)."""
+    profile: str = ""
+
+
+class KernelRow(Facts):
+    """What one optimization profile of an engine runs."""
+
+    profile: str
+    kernels: int
+    per_layer: float | None = None
+    by_type: dict[str, int] = {}
+    activation_bytes: int | None = None
+    weight_bytes: int | None = None
+
+
+class EngineFacts(Facts):
+    """What engine.json states."""
+
+    task: Task
+    backend: str
+    target: str
+    dialect: Dialect
+    dtype: FloatType
+    graph: GraphFacts
+    files: tuple[str, ...] = ()
+    """What the runtime loads, relative to the folder."""
+    finished: bool = True
+    finish_command: str = ""
+    """What to run on the GPU host when `finished` is false."""
+    unfinished_why: str = ""
+    receipt: tuple[ReceiptRow, ...] = ()
+    kernels: tuple[KernelRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Options without effect on this backend, advisories, warnings: what a person must know. Never empty talk."""
+    tool: str = ""
+    """Runtime and version, e.g. `tensorrt_rtx 1.7.1.116`."""
+    build_seconds: float | None = None
+    build_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The user's folder, read only. `files` maps each weight file to its sha256 (hex)."""
+
+    folder: Path
+    config: dict[str, Any]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder and the name of the JSON file that states its facts."""
+
+    folder: Path
+    facts_file: ClassVar[str]
+
+    @property
+    def assets(self) -> Path:
+        return self.folder / "assets"
+
+
+@dataclass(frozen=True)
+class Model(Artifact):
+    """Weights in the canonical layout; `models.spec.read_facts` and `models.open_model` read it."""
+
+    facts_file = "model.json"
+
+
+@dataclass(frozen=True)
+class Graph(Artifact):
+    """An ONNX graph, weights in `model.onnx.data` beside it."""
+
+    facts_file = "graph.json"
+
+    @property
+    def onnx(self) -> Path:
+        return self.folder / "model.onnx"
+
+    @property
+    def facts(self) -> GraphFacts:
+        return GraphFacts.model_validate_json((self.folder / self.facts_file).read_text())
+
+    def write_facts(self, facts: GraphFacts) -> None:
+        (self.folder / self.facts_file).write_text(facts.model_dump_json(indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Engine(Artifact):
+    """What runs, or what one command on the GPU host turns into what runs."""
+
+    facts_file = "engine.json"
+
+    @property
+    def facts(self) -> EngineFacts:
+        return EngineFacts.model_validate_json((self.folder / self.facts_file).read_text())
+
+    def write_facts(self, facts: EngineFacts) -> None:
+        (self.folder / self.facts_file).write_text(facts.model_dump_json(indent=1) + "\n")
