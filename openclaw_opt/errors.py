@@ -35,9 +35,7 @@ class RecipeError(OptError):
 
     exit_code = 2
 
-    def __init__(
-        self, what: str, *, where: str = "", fix: str = "", mistakes: Sequence[OptError] = ()
-    ) -> None:
+    def __init__(self, what: str, *, where: str = "", fix: str = "", mistakes: Sequence[OptError] = ()) -> None:
         super().__init__(what, where=where, fix=fix)
         self.mistakes = tuple(mistakes)
 

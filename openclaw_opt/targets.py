@@ -1,0 +1,179 @@
+"""GPUs to build for: a row each, and `host`, which is whatever this machine is.
+
+Memory and bandwidth are the vendor's figures in bytes and bytes per second. `peak` is the dense (not sparse) tensor-core
+rate in operations per second, by element width; FP16 with FP32 accumulation where the vendor states it. They bound, they
+do not predict. `hourly_usd` is an on-demand cloud price of one card; it is a default to be overridden in the recipe
+(`target: {name: l4, hourly_usd: 0.55}`) and the report says which was used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from openclaw_opt.errors import RecipeError, nearest
+from openclaw_opt.formats import FORMATS, Format
+
+Runtime = Literal["rtx", "datacenter", "none"]
+GB = 10**9
+TERA = 10**12
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row.
+
+    Attributes:
+        compute: compute capability (major, minor); (0, 0) for a CPU.
+        memory: bytes.
+        bandwidth: bytes per second; None where it is not known before it is measured.
+        peak: operations per second by element type (`fp16`, `int8`, `fp8`, `fp4`), dense.
+        interconnect: name and bytes per second, one direction.
+        runtime: which TensorRT builds for it. `rtx` engines compile on a CPU; `datacenter` ones need that GPU.
+        backend: what `build` uses when the recipe does not say.
+        hourly_usd: on-demand price of one card; None if there is no public one.
+    """
+
+    name: str
+    title: str
+    compute: tuple[int, int]
+    memory: int
+    bandwidth: float | None
+    peak: dict[str, float] = field(hash=False)
+    interconnect: tuple[str, float]
+    runtime: Runtime
+    source: str
+    hourly_usd: float | None = None
+    backend: str = "tensorrt"
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.compute != (0, 0)
+
+    @property
+    def sm(self) -> str:
+        """`sm89` for 8.9."""
+        return f"sm{self.compute[0]}{self.compute[1]}"
+
+    @property
+    def module(self) -> str:
+        """The Python module that builds for it; empty for a CPU."""
+        return {"rtx": "tensorrt_rtx", "datacenter": "tensorrt", "none": ""}[self.runtime]
+
+    def realises(self, fmt: Format, backend: str) -> bool:
+        return backend in fmt.backends and (backend != "tensorrt" or self.compute >= fmt.compute)
+
+
+ADA = "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+AMPERE = "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf"
+BLACKWELL = "https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf"
+L4 = "https://www.nvidia.com/en-us/data-center/l4/"
+L40S = "https://www.nvidia.com/en-us/data-center/l40s/"
+A100 = "https://www.nvidia.com/en-us/data-center/a100/"
+H100 = "https://www.nvidia.com/en-us/data-center/h100/"
+H200 = "https://www.nvidia.com/en-us/data-center/h200/"
+B200 = "https://www.nvidia.com/en-us/data-center/hgx/"
+PCIE4 = ("PCIe 4.0 x16", 32e9)
+PCIE5 = ("PCIe 5.0 x16", 64e9)
+
+
+def _peak(fp16: float, int8: float, fp8: float | None = None, fp4: float | None = None) -> dict[str, float]:
+    """Rates in tera-operations per second; a rate the card does not have is left out."""
+    rates = {"fp16": fp16, "int8": int8, "fp8": fp8, "fp4": fp4}
+    return {name: rate * TERA for name, rate in rates.items() if rate is not None}
+
+
+_ROWS = (
+    Target("rtx3060", "GeForce RTX 3060 12 GB", (8, 6), 12 * GB, 360e9, _peak(25.5, 102), PCIE4, "rtx", AMPERE, None),
+    Target("rtx4090", "GeForce RTX 4090", (8, 9), 24 * GB, 1008e9, _peak(165.2, 660.6, 660.6), PCIE4, "rtx", ADA, 0.69),
+    Target("rtx5090", "GeForce RTX 5090", (12, 0), 32 * GB, 1792e9, _peak(209.5, 838, 838, 1676), PCIE5, "rtx", BLACKWELL, 0.94),
+    Target("l4", "NVIDIA L4", (8, 9), 24 * GB, 300e9, _peak(121, 242.5, 242.5), PCIE4, "rtx", L4, 0.80),
+    Target("l40s", "NVIDIA L40S", (8, 9), 48 * GB, 864e9, _peak(362, 733, 733), PCIE4, "rtx", L40S, 1.86),
+    Target("a100-40", "NVIDIA A100 40 GB", (8, 0), 40 * GB, 1555e9, _peak(312, 624), ("NVLink 3", 300e9), "datacenter", A100, 3.67),
+    Target("a100-80", "NVIDIA A100 80 GB SXM", (8, 0), 80 * GB, 2039e9, _peak(312, 624), ("NVLink 3", 300e9), "datacenter", A100, 5.07),
+    Target("h100-sxm", "NVIDIA H100 SXM", (9, 0), 80 * GB, 3350e9, _peak(989.5, 1979, 1979), ("NVLink 4", 450e9), "datacenter", H100, 2.99),
+    Target("h100-pcie", "NVIDIA H100 PCIe", (9, 0), 80 * GB, 2000e9, _peak(756, 1513, 1513), PCIE5, "datacenter", H100, 2.49),
+    Target("h200", "NVIDIA H200 SXM", (9, 0), 141 * GB, 4800e9, _peak(989.5, 1979, 1979), ("NVLink 4", 450e9), "datacenter", H200, 3.99),
+    Target("b200", "NVIDIA B200", (10, 0), 180 * GB, 7700e9, _peak(2250, 4500, 4500, 9000), ("NVLink 5", 900e9), "datacenter", B200, 5.98),
+)  # fmt: skip
+
+TARGETS: dict[str, Target] = {row.name: row for row in _ROWS}
+HOST = "host"
+
+
+def target_names() -> list[str]:
+    return [*TARGETS, HOST]
+
+
+def target_named(name: str, hourly_usd: float | None = None) -> Target:
+    """The row of that name, `host` detected. Raises RecipeError with the nearest word."""
+    if name != HOST and name not in TARGETS:
+        raise RecipeError(f"unknown target {name!r}", fix=nearest(name, target_names()))
+    row = host() if name == HOST else TARGETS[name]
+    return row if hourly_usd is None else replace(row, hourly_usd=hourly_usd)
+
+
+def host() -> Target:
+    """This machine: the first NVIDIA GPU that NVML shows, else the CPU."""
+    return _gpu_host() or _cpu_host()
+
+
+def _gpu_host() -> Target | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None  # no driver: there is no GPU to build for
+    try:
+        if not pynvml.nvmlDeviceGetCount():
+            return None
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        compute = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+        title = str(pynvml.nvmlDeviceGetName(handle))
+        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    finally:
+        pynvml.nvmlShutdown()
+    known = _row_of(title)
+    if known is not None:
+        return replace(known, name=HOST, title=title, memory=memory)
+    runtime: Runtime = "datacenter" if compute in ((8, 0), (9, 0), (10, 0), (10, 3)) else "rtx"
+    return Target(HOST, title, compute, memory, None, {}, ("unknown", 0.0), runtime, "NVML")
+
+
+def _row_of(title: str) -> Target | None:
+    """The row whose marketing words all stand in the name NVML gives, e.g. `NVIDIA L40S`."""
+    words = title.replace("-", " ").lower().split()
+    fits = [
+        row
+        for row in _ROWS
+        if all(word in words for word in row.title.lower().split() if not word.isdigit() or len(word) > 2)
+    ]
+    return max(fits, key=lambda row: len(row.title), default=None)
+
+
+def _cpu_host() -> Target:
+    import psutil
+
+    return Target(
+        HOST, cpu_title(), (0, 0), int(psutil.virtual_memory().total), None, {}, ("memory bus", 0.0), "none", "/proc/cpuinfo",
+        backend="onnxruntime",
+    )  # fmt: skip
+
+
+def cpu_title() -> str:
+    """Model name and number of cores this process may use."""
+    import os
+    import platform
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def formats_of(target: Target, backend: str) -> list[str]:
+    """The formats this backend realises on this target."""
+    return [name for name, row in FORMATS.items() if target.realises(row, backend)]
