@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Task = Literal["decoder", "encoder", "vision"]
 Dialect = Literal["portable", "onnxruntime", "tensorrt"]
@@ -118,6 +118,34 @@ class EngineFacts(Facts):
     """Runtime and version, e.g. `tensorrt_rtx 1.7.1.116`."""
     build_seconds: float | None = None
     build_peak_bytes: int | None = None
+
+
+class Measurement(Facts):
+    """One number about one subject, measured here or `not measured` with the reason; nothing in between."""
+
+    name: str
+    """Dotted, e.g. `perplexity.recovery`, `latency.decode.p50_ms`; what a budget names."""
+    value: float | None
+    """None exactly when `not_measured` says why."""
+    unit: str
+    better: Literal["higher", "lower", "neither"]
+    low: float | None = None
+    """Lower end of the 95 % interval; None where the number has no sampling error or too few samples for one."""
+    high: float | None = None
+    samples: int | None = None
+    """How many independent observations (sequences, timed tokens) the value rests on."""
+    subject: str = "engine"
+    """Whose number it is: "engine", "reference", "engine graph on ONNX Runtime CPU", "bound"."""
+    not_measured: str = ""
+    note: str = ""
+    raw: tuple[float, ...] = ()
+    """Latency samples in milliseconds, in the order they were taken."""
+
+    @model_validator(mode="after")
+    def _value_or_reason(self) -> Measurement:
+        if (self.value is None) != bool(self.not_measured):
+            raise ValueError(f"{self.name}: either a value or the reason why there is none")
+        return self
 
 
 @dataclass(frozen=True)
