@@ -1,0 +1,120 @@
+"""What a pass is. One file a pass; its class is a frozen record whose fields are its options in the recipe.
+
+The annotations of `run` are the contract: `run(self, source: Model, work: Work) -> Done[Graph]` says that the pass takes a
+Model and gives a Graph, and a recipe in a wrong order fails when it is loaded. Options are checked when the recipe is read,
+`check` says before any work what cannot be done for this model on this target, and `run` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict
+
+from openclaw_opt.artifacts import Artifact, Checkpoint
+from openclaw_opt.targets import Target
+
+if TYPE_CHECKING:
+    from openclaw_opt.data import Source
+    from openclaw_opt.models.spec import DecoderSpec, HfSpec
+
+Made = TypeVar("Made", bound=Artifact, covariant=True)
+Kind = Literal["exact", "lossy"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What is known before any work: enough to refuse what cannot be done."""
+
+    spec: DecoderSpec | HfSpec
+    target: Target
+    backend: str
+    """Name of the backend that will build: `onnxruntime` or `tensorrt`."""
+    calibration: Source | None
+    earlier: tuple[Pass, ...]
+    """Passes before this one."""
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """Why a pass cannot be done here. `option` is the field of the recipe to point at; empty for the pass itself."""
+
+    what: str
+    option: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pass may use besides its input: a fresh folder of its own, and read-only facts."""
+
+    folder: Path
+    checkpoint: Checkpoint
+    target: Target
+    backend: str
+    calibration: Source | None
+    data_cache: Path
+    seed: int = 0
+    require_realised: bool = True
+    timeout_s: float | None = None
+    progress: Callable[[float, str], None] = lambda fraction, text: None
+    """Called with the part done (0 to 1) and what is being done."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[Made]):
+    """What a pass made, and what it changed; `count` zero means that it changed nothing, which is an error."""
+
+    artifact: Made
+    changed: str
+    count: int
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON for the report: `layers` is a table of per-layer errors, the rest is named in docs/design.md."""
+
+
+class Pass(BaseModel):
+    """Options as fields; unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    kind: ClassVar[Kind]
+    """`exact`: outputs agree with those before within `tolerance`. `lossy`: the loss is measured."""
+    tolerance: ClassVar[float] = 1e-3
+    """Exact passes: largest difference of the outputs relative to the largest output before the pass."""
+    summary: ClassVar[str]
+    """One line for `openclaw-opt list passes`."""
+    tools: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version is part of the cache key."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Which of `target`, `calibration` decides the result: part of the cache key."""
+
+    def check(self, view: View) -> list[Complaint]:
+        """What of this pass cannot be done; found from facts alone, in milliseconds, without torch."""
+        return []
+
+    def run(self, source: Any, work: Work) -> Done[Any]:
+        """Do it. Raises VerificationError when the pass's own proof fails."""
+        raise AssertionError(f"{type(self).__name__} defines no run")
+
+    @property
+    def word(self) -> str:
+        """The recipe's word for this pass: the name of its file."""
+        return type(self).__module__.rsplit(".", 1)[1].replace("_", "-")
+
+    @classmethod
+    def takes(cls) -> type[Any]:
+        """The artifact type `run` takes."""
+        return _hints(cls)["source"]
+
+    @classmethod
+    def gives(cls) -> type[Any]:
+        """The artifact type `run` gives."""
+        made: type[Any] = get_args(_hints(cls)["return"])[0]
+        return made
+
+
+def _hints(cls: type[Pass]) -> dict[str, Any]:
+    return get_type_hints(cls.run)

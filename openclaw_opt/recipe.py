@@ -1,0 +1,421 @@
+"""YAML → a frozen Recipe, or every mistake at once, each with its line, what is legal and the nearest word.
+
+The grammar is the pydantic models below and those of the parts (passes, metrics, data sources): an unknown key anywhere is
+a mistake. A recipe is data: nothing in it is imported by a dotted path or run. Reading one imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from openclaw_opt.artifacts import Checkpoint
+from openclaw_opt.data import Source, parse_source
+from openclaw_opt.errors import OptError, RecipeError, nearest
+from openclaw_opt.metrics import Metric
+from openclaw_opt.parts import part_named
+from openclaw_opt.passes import Pass
+from openclaw_opt.recipe_yaml import Located, Path_, override, read_located
+from openclaw_opt.targets import Target, target_named
+
+PACKAGE_PREFIX = "package:"
+RULE = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*")
+Part = TypeVar("Part", bound=BaseModel)
+
+
+class TargetChoice(BaseModel):
+    """`target:` written as a mapping."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    name: str
+    """A row of the target table, or `host`."""
+    hourly_usd: float | None = Field(None, gt=0)
+    """Price of one card for an hour in US dollars; replaces the row's."""
+
+
+class DataSection(BaseModel):
+    """`data:`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    calibration: dict[str, Any] | str | None = None
+    """A data source: what passes may look at."""
+    evaluation: dict[str, Any] | str | None = None
+    """A data source: what accuracy is measured on; may share nothing with the calibration data."""
+
+
+class Grammar(BaseModel):
+    """The top level of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    description: str = ""
+    """One line for `openclaw-opt list recipes` and the report."""
+    extends: str | None = None
+    """Another recipe, relative to this file. Mappings are merged key by key; lists are replaced."""
+    model: str
+    """A folder (`./…`, `../…` or absolute; relative to the recipe's file), `package:NAME/SUBFOLDER` for a checkpoint inside an
+    installed Python package, or a Hugging Face hub id."""
+    target: str | TargetChoice = "host"
+    """What to build for: a row of the target table, or `host` for this machine."""
+    data: DataSection = DataSection()
+    """Where calibration and evaluation data come from."""
+    passes: list[str | dict[str, Any]]
+    """The pipeline, in order: a pass's name, or its name with options. `load` comes first and may be left out."""
+    metrics: list[str | dict[str, Any]] = []
+    """What is measured, by name or by name with options."""
+    budgets: dict[str, str] = {}
+    """Measurement name to rule, e.g. `perplexity.recovery: ">= 0.98"`. A missed budget ends the build with exit code 4."""
+    undecided: Literal["fail", "pass"] = "fail"
+    """Whether a budget that could not be decided (not measured, too few samples) fails the build."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything that draws."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One line of `budgets:`."""
+
+    metric: str
+    op: str
+    bound: float
+    text: str
+
+    def holds(self, value: float) -> bool:
+        return {
+            ">=": value >= self.bound,
+            "<=": value <= self.bound,
+            ">": value > self.bound,
+            "<": value < self.bound,
+        }[self.op]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked, whole: every default filled in, every name resolved."""
+
+    name: str
+    description: str
+    file: Path
+    model: str
+    """Absolute path of the checkpoint folder, or a hub id."""
+    target: Target
+    backend: str
+    calibration: Source | None
+    evaluation: Source | None
+    passes: tuple[Pass, ...]
+    metrics: tuple[Metric, ...]
+    budgets: tuple[Budget, ...]
+    undecided: Literal["fail", "pass"]
+    seed: int
+    located: Located = field(compare=False, repr=False)
+    """Where everything stands in the file, for messages that come after reading."""
+
+    def place_of(self, index: int, option: str = "") -> str:
+        """`file:line` of pass `index` (of `self.passes`) or of one option of it."""
+        word = self.passes[index].word
+        for i, item in enumerate(self.located.data.get("passes", [])):
+            if word == (next(iter(item), "") if isinstance(item, dict) else item):
+                path: Path_ = ("passes", i, word, option) if option else ("passes", i)
+                return self.located.place(path)
+        return self.located.place(("passes",))
+
+
+def load_recipe(
+    file: Path, *, settings: Sequence[str] = (), model: str | None = None, target: str | None = None
+) -> Recipe:
+    """Read, override, check. Raises RecipeError that holds every mistake found."""
+    located = override(read_located(file), settings)
+    if model is not None:
+        _command_line(located, "model", _from_here(model))
+    if target is not None:
+        _command_line(located, "target", target)
+    return _Reader(located, file).recipe()
+
+
+def _command_line(located: Located, key: str, value: str) -> None:
+    located.data[key] = value
+    located.places[(key,)] = f"--{key} {value}"
+
+
+def _from_here(model: str) -> str:
+    """A path on the command line is relative to the working folder, not to the recipe."""
+    return str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else model
+
+
+class _Reader:
+    """Reads one recipe, collecting mistakes; each method takes one section."""
+
+    def __init__(self, located: Located, file: Path) -> None:
+        self.located, self.file = located, file
+        self.mistakes: list[OptError] = list(located.mistakes)
+
+    def recipe(self) -> Recipe:
+        top = self._top()
+        target = self._target()
+        passes = self._passes()
+        calibration, evaluation = self._source("calibration"), self._source("evaluation")
+        metrics = self._metrics()
+        budgets = self._budgets(metrics)
+        model = self._model()
+        if self.mistakes or top is None or target is None:
+            raise RecipeError("the recipe has mistakes", where=str(self.file), mistakes=_unique(self.mistakes))
+        return Recipe(
+            name=self.file.name.removesuffix(".yaml").removesuffix(".resolved"),
+            description=top.description,
+            file=self.file,
+            model=model,
+            target=target,
+            backend=_backend(passes, target),
+            calibration=calibration,
+            evaluation=evaluation,
+            passes=tuple(passes),
+            metrics=tuple(metrics),
+            budgets=tuple(budgets),
+            undecided=top.undecided,
+            seed=top.seed,
+            located=self.located,
+        )
+
+    def _top(self) -> Grammar | None:
+        return self._validated(Grammar, self.located.data, ())
+
+    def _target(self) -> Target | None:
+        value = self.located.data.get("target", "host")
+        choice = {"name": value} if isinstance(value, str) else value
+        if not isinstance(choice, dict):
+            return None  # the grammar has said so
+        parsed = self._validated(TargetChoice, choice, ("target",))
+        if parsed is None:
+            return None
+        try:
+            return target_named(parsed.name, parsed.hourly_usd)
+        except RecipeError as error:
+            place = ("target",) if isinstance(value, str) else ("target", "name")
+            self._add(error.what, place, error.fix)
+            return None
+
+    def _model(self) -> str:
+        value = self.located.data.get("model")
+        if not isinstance(value, str):
+            return ""
+        try:
+            return resolve_model(value, self._folder_of(("model",)))
+        except RecipeError as error:
+            self._add(error.what, ("model",), error.fix)
+            return ""
+
+    def _folder_of(self, path: Path_) -> Path:
+        """Folder of the file a value came from: with `extends`, a path is relative to the file that names it."""
+        file = self.located.place(path).rsplit(":", 1)[0]
+        return Path(file).parent if file and Path(file).is_file() else self.file.parent
+
+    def _passes(self) -> list[Pass]:
+        found: list[tuple[int, Pass]] = []
+        for index, (word, options, path) in enumerate(self._items("passes")):
+            made = self._part("passes", Pass, word, options, path)  # type: ignore[type-abstract]
+            if made is not None:
+                found.append((index, made))
+        passes = [made for _, made in found]
+        if not passes or passes[0].takes() is not Checkpoint:
+            passes.insert(0, part_named("passes", "load", Pass)())
+            found.insert(0, (-1, passes[0]))
+        self._check_order(found)
+        return passes
+
+    def _check_order(self, found: Sequence[tuple[int, Pass]]) -> None:
+        for (_, before), (index, after) in zip(found, found[1:], strict=False):
+            if before.gives() is not after.takes():
+                self._add(
+                    f"pass `{after.word}` takes a {after.takes().__name__}, but `{before.word}` before it gives a {before.gives().__name__}",
+                    ("passes", index),
+                    fix=f"put `{after.word}` after a pass that gives a {after.takes().__name__}",
+                )
+
+    def _metrics(self) -> list[Metric]:
+        items = [self._part("metrics", Metric, word, options, path) for word, options, path in self._items("metrics")]  # type: ignore[type-abstract]
+        return [item for item in items if item is not None]
+
+    def _items(self, section: str) -> list[tuple[str, dict[str, Any], Path_]]:
+        """(word, options, path of the options) of each item of a list of parts."""
+        items = self.located.data.get(section)
+        found: list[tuple[str, dict[str, Any], Path_]] = []
+        for i, item in enumerate(items if isinstance(items, list) else []):
+            if isinstance(item, str):
+                found.append((item, {}, (section, i)))
+            elif isinstance(item, dict) and len(item) == 1:
+                word, options = next(iter(item.items()))
+                self._item(section, i, str(word), options, found)
+            else:
+                self._add(f"wants a name, or one name with its options; got {item!r}", (section, i))
+        return found
+
+    def _item(
+        self, section: str, i: int, word: str, options: Any, found: list[tuple[str, dict[str, Any], Path_]]
+    ) -> None:
+        if options is not None and not isinstance(options, dict):
+            self._add(f"the options of {word!r} are a mapping; got {options!r}", (section, i, word))
+            return
+        found.append((word, options or {}, (section, i, word)))
+
+    def _part(self, folder: str, base: type[Part], word: str, options: Mapping[str, Any], path: Path_) -> Part | None:
+        try:
+            cls = part_named(folder, word, base)
+        except RecipeError as error:
+            self._add(error.what, path[:2], error.fix)
+            return None
+        return self._validated(cls, options, path)
+
+    def _source(self, role: str) -> Source | None:
+        section = self.located.data.get("data")
+        value = section.get(role) if isinstance(section, dict) else None
+        if value is None:
+            return None
+        if not isinstance(value, (str, dict)):
+            return None  # the grammar has said so
+        path: Path_ = ("data", role)
+        try:
+            return parse_source(value, folder=self._folder_of((*path, "path")))
+        except RecipeError as error:
+            for one in error.mistakes or (error,):
+                self._add(one.what, (*path, *(one.where.split(".") if one.where else ())), one.fix)
+            return None
+
+    def _budgets(self, metrics: Sequence[Metric]) -> list[Budget]:
+        section = self.located.data.get("budgets")
+        names = [name for metric in metrics for name in metric.measurement_names()]
+        found: list[Budget] = []
+        for name, text in section.items() if isinstance(section, dict) else ():
+            path: Path_ = ("budgets", name)
+            match = RULE.fullmatch(text) if isinstance(text, str) else None
+            if match is None:
+                self._add(
+                    f"a budget is a comparison with a number; got {text!r}", path, 'e.g. ">= 0.98", "<= 12", "> 2"'
+                )
+            elif name not in names:
+                known = (
+                    nearest(name, names) if names else "the recipe measures nothing: add the metric under `metrics:`"
+                )
+                self._add(f"no metric of this recipe measures {name!r}", path, known)
+            else:
+                found.append(Budget(name, match[1], float(match[2]), text.strip()))
+        return found
+
+    def _validated(self, cls: type[Part], value: Mapping[str, Any], path: Path_) -> Part | None:
+        try:
+            # Through JSON, so that strict mode takes a list for a tuple but never a string for a number.
+            return cls.model_validate_json(json.dumps(value))
+        except ValidationError as error:
+            for one in error.errors():
+                self._explain(cls, one, path)
+        except RecipeError as error:
+            self._add(error.what, path, error.fix)
+        except (TypeError, ValueError) as error:
+            self._add(f"cannot be read: {error}", path)
+        return None
+
+    def _explain(self, cls: type[BaseModel], one: Any, path: Path_) -> None:
+        """One pydantic error as a sentence with place, value and what would be legal."""
+        loc = tuple(part for part in one["loc"] if not _union_member(part))
+        kind, got = one["type"], one.get("input")
+        legal = _keys_at(cls, loc[:-1])
+        if kind == "extra_forbidden":
+            self._add(f"unknown key {loc[-1]!r}", (*path, *loc), nearest(str(loc[-1]), legal))
+        elif kind == "missing":
+            self._add(f"key {loc[-1]!r} is missing", (*path, *loc[:-1]), _doc(cls, str(loc[-1])))
+        elif kind == "literal_error":
+            words = re.findall(r"'([^']+)'", one["ctx"]["expected"])
+            self._add(f"{loc[-1]}: {got!r} is not legal", (*path, *loc), nearest(str(got), words))
+        elif kind == "value_error" and isinstance(one["ctx"].get("error"), OptError):
+            inner = one["ctx"]["error"]
+            self._add(inner.what, (*path, *loc), inner.fix)
+        else:
+            name = ".".join(str(part) for part in loc)
+            self._add(f"{name + ': ' if name else ''}{_lower(one['msg'])}; got {got!r}", (*path, *loc))
+
+    def _add(self, what: str, path: Path_, fix: str = "") -> None:
+        self.mistakes.append(RecipeError(what, where=self.located.place(path) or str(self.file), fix=fix))
+
+
+def _union_member(part: Any) -> bool:
+    """pydantic names the member of a union in the path of an error: `str`, `TargetChoice`, `dict[str,any]`."""
+    return isinstance(part, str) and (part in ("str", "TargetChoice", "int", "float", "bool") or "[" in part)
+
+
+def _keys_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    for part in loc:
+        nested = cls.model_fields[part].annotation if part in cls.model_fields else None
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            cls = nested
+    return [info.alias or name for name, info in cls.model_fields.items()]
+
+
+def _doc(cls: type[BaseModel], name: str) -> str:
+    info = cls.model_fields.get(name)
+    return f"{name}: {info.description}" if info is not None and info.description else ""
+
+
+def _lower(message: str) -> str:
+    text = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return text[:1].lower() + text[1:]
+
+
+def _unique(mistakes: Sequence[OptError]) -> list[OptError]:
+    """Each place and sentence once, in the order of the file."""
+    seen = {(m.where, m.what): m for m in mistakes}
+    return sorted(seen.values(), key=lambda m: _line(m.where))
+
+
+def _line(where: str) -> tuple[str, int]:
+    file, _, line = where.rpartition(":")
+    return (file, int(line)) if line.isdigit() else (where, 0)
+
+
+def _backend(passes: Sequence[Pass], target: Target) -> str:
+    for item in passes:
+        asked = getattr(item, "backend", "auto")
+        if asked != "auto":
+            return str(asked)
+    return target.backend
+
+
+def resolve_model(value: str, base: Path) -> str:
+    """`./…`, `../…`, `/…`, `~/…` → an absolute path; `package:NAME/SUB` → a folder of an installed package; else a hub id."""
+    if value.startswith(PACKAGE_PREFIX):
+        return _package_folder(value)
+    if value.startswith((".", "/", "~")):
+        return str((base / Path(value).expanduser()).resolve())
+    return value
+
+
+def _package_folder(value: str) -> str:
+    package, _, sub = value.removeprefix(PACKAGE_PREFIX).partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError(
+            f"no installed Python package {package!r} holds a checkpoint",
+            fix="pip install it, or name a folder with --model",
+        )
+    return str(Path(spec.submodule_search_locations[0]) / sub)
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The recipe with every default, as YAML that loads back to the same recipe."""
+    data: dict[str, Any] = {"description": recipe.description} if recipe.description else {}
+    data["model"] = recipe.model
+    price = recipe.target.hourly_usd
+    data["target"] = {"name": recipe.target.name} | ({"hourly_usd": price} if price is not None else {})
+    sources = {"calibration": recipe.calibration, "evaluation": recipe.evaluation}
+    data["data"] = {role: source.described() for role, source in sources.items() if source is not None}
+    data["passes"] = [{item.word: item.model_dump(mode="json")} for item in recipe.passes]
+    data["metrics"] = [{item.word: item.model_dump(mode="json")} for item in recipe.metrics]
+    data["budgets"] = {budget.metric: budget.text for budget in recipe.budgets}
+    data["undecided"], data["seed"] = recipe.undecided, recipe.seed
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    return text

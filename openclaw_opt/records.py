@@ -1,0 +1,141 @@
+"""What a build says about itself: the records that the report, the manifest and CI read. JSON in, JSON out, nothing computed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from openclaw_opt.artifacts import Facts, KernelRow, Measurement, ReceiptRow
+
+SCHEMA_VERSION = 1
+BudgetResult = Literal["met", "missed", "undecided"]
+Verdict = Literal["within budget", "budget missed", "undecided", "no budgets", "not finished"]
+
+
+class BudgetRecord(Facts):
+    """One budget: what was wanted, what was got, and which pass spent it."""
+
+    metric: str
+    rule: str
+    """As in the recipe, e.g. `>= 0.98`."""
+    got: float | None
+    unit: str = ""
+    result: BudgetResult
+    why: str = ""
+    """Why it is undecided, or how sure the result is."""
+    spent_by: str = ""
+    """The pass with the largest share of the loss, where that is known."""
+
+
+class Verification(Facts):
+    """What was compared after a pass."""
+
+    kind: Literal["exact", "lossy"]
+    what: str
+    """E.g. `logits on 4 × 64 probe tokens, PyTorch before and after`."""
+    value: float | None
+    """Exact: largest difference relative to the largest output. Lossy: None, see `accuracy` of the pass."""
+    tolerance: float | None
+    ok: bool
+
+
+class LayerRecord(Facts):
+    """One layer that a lossy pass changed."""
+
+    name: str
+    format: str
+    parameters: int
+    weight_sqnr_db: float | None = None
+    """Signal to quantization noise of the weight in dB, 10·log10(Σw²/Σ(w−ŵ)²); higher is better."""
+    output_sqnr_db: float | None = None
+    """The same for the layer's output on calibration data."""
+    note: str = ""
+
+
+class PassRecord(Facts):
+    """One pass as it went."""
+
+    index: int
+    word: str
+    options: dict[str, Any]
+    kind: Literal["exact", "lossy"]
+    changed: str
+    """One sentence: what it changed."""
+    seconds: float
+    """Of the run that made the result; a cached pass took none of it this time."""
+    peak_bytes: int
+    """Largest resident memory of the process during the pass."""
+    cached: bool
+    redone_why: str = ""
+    """Why it was not taken from the cache, e.g. `options.format: int8 → int4`."""
+    size_bytes: int
+    """Weights and graph of the result on disk."""
+    parameters: int | None = None
+    verification: Verification | None = None
+    accuracy: tuple[Measurement, ...] = ()
+    """Measured after the pass: the waterfall's steps. Empty after an exact pass: it is the value before."""
+    latency: tuple[Measurement, ...] = ()
+    """Measured or `not measured` after the pass."""
+    layers: tuple[LayerRecord, ...] = ()
+    details: dict[str, Any] = {}
+
+
+class MachineRecord(Facts):
+    """Where the build ran."""
+
+    title: str
+    cores: int
+    memory_bytes: int
+    gpu: str
+    """Name, or `none`."""
+    system: str
+    python: str
+
+
+class Report(Facts):
+    """The whole report. `report.json` is this, and every other form is made from it."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    description: str = ""
+    verdict: Verdict
+    exit_code: int
+    started: str
+    """UTC, ISO 8601."""
+    seconds: float
+    """This run, cached passes included."""
+    model: str
+    family: str
+    task: Literal["decoder", "encoder", "vision"]
+    parameters: int
+    checkpoint_bytes: int
+    checkpoint_dtype: str
+    target: str
+    target_title: str
+    target_facts: dict[str, Any] = {}
+    """The target's row: memory, bandwidth, peak, price."""
+    backend: str
+    engine_tool: str = ""
+    engine_files: tuple[str, ...] = ()
+    engine_bytes: int | None = None
+    finished: bool = True
+    finish_command: str = ""
+    unfinished_why: str = ""
+    next_step: str = ""
+    """The one thing to do next, as a sentence or a command."""
+    budgets: tuple[BudgetRecord, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    """Of the engine against the reference; rows without a value say why in `not_measured`."""
+    passes: tuple[PassRecord, ...] = ()
+    receipt: tuple[ReceiptRow, ...] = ()
+    kernels: tuple[KernelRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    peak_bytes: int = 0
+    """Largest resident memory of the whole build, children included."""
+    machine: MachineRecord
+    versions: dict[str, str] = {}
+    data: dict[str, Any] = {}
+    """Calibration and evaluation: source, documents, fingerprint, tokens."""
+    checkpoint_files: dict[str, str] = {}
+    """Weight file to sha256."""
+    recipe: str = ""
+    """The resolved recipe as YAML."""

@@ -1,0 +1,101 @@
+"""Content-addressed cache of pass results: a folder an entry, named by the key of everything that decided it.
+
+    <root>/<key>/            the result's files and done.json
+    <root>/.work-<pid>-<n>/  being made; renamed when whole, removed when its process is gone
+    <root>/hashes.json       sha256 of checkpoint files by path, size and modification time
+
+An entry appears by one rename, so a killed build leaves nothing half-written and the next one goes on from the last whole
+pass. A failure is never stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from openclaw_opt.errors import MachineError
+
+DONE = "done.json"
+WORK = ".work-"
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """The cache under `root`, which is made when something is first put."""
+
+    root: Path
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The record of a whole entry, or None."""
+        record = self.folder(key) / DONE
+        if not record.is_file():
+            return None
+        found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        return found
+
+    def folder(self, key: str) -> Path:
+        return self.root / key[:32]
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[Path]:
+        """A fresh work folder; removed afterwards unless `keep` took it. Raises MachineError when it cannot be made."""
+        self._sweep()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"{WORK}{os.getpid()}-", dir=self.root))
+        except OSError as error:
+            raise MachineError(
+                f"the cache folder cannot be written: {error.strerror}", where=str(self.root), fix="--cache FOLDER"
+            ) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def keep(self, folder: Path, key: str, record: dict[str, Any]) -> Path:
+        """Turn a work folder into the entry of `key`. If another process was first, its entry stays."""
+        (folder / DONE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+        final = self.folder(key)
+        try:
+            folder.rename(final)
+        except OSError:
+            if self.find(key) is None:
+                raise
+        return final
+
+    def drop(self, key: str) -> None:
+        """Forget an entry whose files are not what its record says."""
+        shutil.rmtree(self.folder(key), ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove work folders whose process is gone (`kill -9`, power cut)."""
+        for folder in self.root.glob(f"{WORK}*"):
+            pid = int(folder.name.removeprefix(WORK).split("-")[0])
+            if not psutil.pid_exists(pid):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def tree_size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 (hex) of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
