@@ -1,0 +1,301 @@
+"""ONNX Runtime sessions over a graph folder of any dialect: the ONNX Runtime engine, and the accuracy of every other.
+
+Decoder caches never leave the runtime: they are OrtValues that a step's outputs hand to the next step's inputs.
+
+    portable     past grows by a Concat inside the graph; a step's `present` is bound as the next step's `past`
+    onnxruntime  GroupQueryAttention; one buffer of `context` tokens bound as both past and present, written in place
+    tensorrt     static caches of `context` tokens; `present` and `past` swap between two buffers
+
+Two session options decide whether the numbers are right, and are set here for every session:
+
+    * `session.x64quantprecision=1`. On x86 without VNNI, MLAS multiplies unsigned activations with *signed* weights by
+      vpmaddubsw, whose pairwise int16 sums saturate: errors of about 10 % at full-range int8. With the option signed
+      weights are turned into unsigned ones on load, and the sums are exact.
+    * A graph with float8 runs at ORT_ENABLE_BASIC: the extended fusions take float8 Q/DQ for int8 and are wrong.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from openclaw_opt.artifacts import FloatType, Graph, GraphFacts
+from openclaw_opt.backends import DecoderSession, GenericSession
+from openclaw_opt.errors import MachineError, RecipeError
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+ELEMENT = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
+}
+FLOAT8 = frozenset({"tensor(float8e4m3fn)", "tensor(float8e5m2)"})
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+QUIET = 3
+"""ONNX Runtime's severity `error`: its warnings about hardware-specific saved graphs and missing GPUs are ours to say."""
+
+
+def session_options(threads: int | None, *, float8: bool) -> ort.SessionOptions:
+    """`threads` None lets ONNX Runtime take every physical core."""
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if float8:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options
+
+
+def has_float8(graph: Graph) -> bool:
+    """Does any layer of the graph compute in float8?"""
+    return any(layer.format.startswith(("fp8", "nvfp4", "mxfp8")) for layer in graph.facts.quantized)
+
+
+def providers(device: str) -> list[str]:
+    """Execution providers for `cpu` or `cuda`. Raises MachineError for `cuda` where there is no CUDA device."""
+    if device == "cpu":
+        return [CPU]
+    if CUDA not in ort.get_available_providers():
+        raise MachineError("this onnxruntime has no CUDA provider", fix="pip install onnxruntime-gpu")
+    return [CUDA, CPU]
+
+
+def open_runtime(
+    graph: Graph, *, threads: int | None = None, device: str = "cpu", options: ort.SessionOptions | None = None
+) -> ort.InferenceSession:
+    """The graph in ONNX Runtime. Raises MachineError where it has no kernel for it or cannot get the memory."""
+    chosen = options or session_options(threads, float8=has_float8(graph))
+    try:
+        session = ort.InferenceSession(str(graph.onnx), chosen, providers=providers(device))
+    except ort_errors() as error:
+        raise MachineError(f"ONNX Runtime {ort.__version__} cannot open the graph: {error}", where=str(graph.onnx)) from error
+    if device == "cuda" and CUDA not in session.get_providers():
+        raise MachineError("ONNX Runtime could not start its CUDA provider", fix="check the driver, CUDA and cuDNN versions")
+    return session
+
+
+def ort_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises when a graph cannot be opened or run."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (state.Fail, state.NotImplemented, state.InvalidGraph, state.RuntimeException, state.InvalidArgument)
+
+
+class OrtGeneric(GenericSession):
+    """An encoder or a vision model."""
+
+    def __init__(self, graph: Graph, *, threads: int | None = None, device: str = "cpu") -> None:
+        self._session: ort.InferenceSession | None = open_runtime(graph, threads=threads, device=device)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._inputs = {value.name for value in self._session.get_inputs()}
+
+    def close(self) -> None:
+        self._session = None
+
+    def infer(self, feed: dict[str, NDArray[np.generic]]) -> dict[str, Floats]:
+        """Arrays by input name -> every output as float32. Raises RecipeError for a missing or unknown input."""
+        if feed.keys() != self._inputs:
+            raise RecipeError(f"the graph takes {sorted(self._inputs)}, not {sorted(feed)}")
+        assert self._session is not None, "the session is closed"
+        results = self._session.run(self._outputs, feed)
+        return {name: np.asarray(value, np.float32) for name, value in zip(self._outputs, results, strict=True)}
+
+
+class OrtDecoder(DecoderSession):
+    """A decoder graph of any dialect with its cache inside the runtime.
+
+    Args:
+        graph: its facts say the dialect, the caches' shapes and the context.
+        threads: within one operator; None takes every physical core.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, graph: Graph, *, threads: int | None = None, device: str = "cpu") -> None:
+        facts = graph.facts
+        if facts.task != "decoder" or not facts.kv or facts.context is None:
+            raise RecipeError(f"{graph.folder} holds a {facts.task} graph without caches, not a decoder")
+        self.facts: GraphFacts = facts
+        self.context: int = facts.context
+        self._device = device
+        self._session: ort.InferenceSession | None = open_runtime(graph, threads=threads, device=device)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._cache = _CACHES[facts.dialect](facts, device)
+        self._lengths: Ids = np.zeros(0, np.int64)
+        self._mask: Ids = np.zeros((0, 0), np.int64)
+
+    def close(self) -> None:
+        self._session = None
+        self._cache.clear()
+
+    def logits(self, ids: Ids) -> Floats:
+        """Every position's logits: [batch, length] int64 -> [batch, length, vocab] float32; the cache stays as it is."""
+        cache = _CACHES[self.facts.dialect](self.facts, self._device)
+        batch, length = ids.shape
+        self._check_length(length)
+        cache.start(batch, length)
+        positions = np.broadcast_to(np.arange(length), ids.shape)
+        return self._step(cache, ids, np.ones_like(ids), positions)
+
+    def prefill(self, ids: Ids, lengths: Ids | None = None) -> Floats:
+        """Start afresh: [batch, length], [batch] -> [batch, vocab] float32, logits at each sequence's last token."""
+        batch, length = ids.shape
+        self._lengths = np.full(batch, length, np.int64) if lengths is None else np.asarray(lengths, np.int64).copy()
+        if self._lengths.shape != (batch,) or self._lengths.min() < 1 or self._lengths.max() > length:
+            raise RecipeError(f"lengths {self._lengths.tolist()} do not fit ids of shape {list(ids.shape)}")
+        self._check_length(length)
+        self._mask = (np.arange(length) < self._lengths[:, None]).astype(np.int64)
+        positions = np.broadcast_to(np.arange(length), ids.shape)
+        self._cache.start(batch, length)
+        logits = self._step(self._cache, ids, self._mask, positions)
+        return np.ascontiguousarray(logits[np.arange(batch), self._lengths - 1])
+
+    def decode(self, ids: Ids) -> Floats:
+        """One more token for each sequence: [batch] int64 -> [batch, vocab] float32. `prefill` comes first."""
+        if ids.shape != self._lengths.shape:
+            raise RecipeError(f"decode got {ids.size} tokens for a batch of {self._lengths.size} that was prefilled")
+        self._check_length(int(self._lengths.max()) + 1)
+        self._mask = self._cache.grown_mask(self._mask, self._lengths)
+        logits = self._step(self._cache, ids[:, None], self._mask, self._lengths[:, None])
+        self._lengths = self._lengths + 1
+        return logits[:, 0]
+
+    def _step(self, cache: _Cache, ids: Ids, mask: Ids, positions: Ids) -> Floats:
+        assert self._session is not None, "the session is closed"
+        binding = self._session.io_binding()
+        feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        for name in self._inputs & feed.keys():
+            binding.bind_cpu_input(name, np.ascontiguousarray(feed[name], np.int64))
+        binding.bind_output("logits", "cpu")
+        cache.bind(binding)
+        self._session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        cache.keep(values[1:])
+        return cast("Floats", np.array(values[0].numpy(), np.float32))
+
+    def _check_length(self, length: int) -> None:
+        if length > self.context:
+            raise RecipeError(f"a sequence of {length} tokens exceeds the graph's context of {self.context}")
+
+
+class _Cache:
+    """Where a decoder's keys and values live between steps."""
+
+    def __init__(self, facts: GraphFacts, device: str) -> None:
+        self._facts, self._device = facts, device
+        self._values: list[Any] = []
+
+    def clear(self) -> None:
+        self._values = []
+
+    def names(self, prefix: str) -> list[str]:
+        return [f"{prefix}.{layer}.{part}" for layer in range(len(self._facts.kv)) for part in ("key", "value")]
+
+    def _buffers(self, batch: int, tokens: int) -> list[Any]:
+        shapes = [(batch, kv.kv_heads, tokens, kv.head_dim) for kv in self._facts.kv for _ in ("key", "value")]
+        return [_zeros(shape, self._facts.dtype, self._device) for shape in shapes]
+
+    def start(self, batch: int, length: int) -> None:
+        """Empty, for `batch` sequences of at first `length` tokens."""
+        raise NotImplementedError
+
+    def bind(self, binding: Any) -> None:
+        raise NotImplementedError
+
+    def keep(self, outputs: list[Any]) -> None:
+        """The step's present caches, in the order of `names("present")`."""
+
+    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
+        """The attention mask of the next step, from the last one and the tokens each sequence has had."""
+        raise NotImplementedError
+
+
+class _GrowingCache(_Cache):
+    """portable: each present, allocated by the runtime, is the next past. Right padding stays as a hole that the mask hides."""
+
+    def start(self, batch: int, length: int) -> None:
+        self._values = self._buffers(batch, 0)
+
+    def bind(self, binding: Any) -> None:
+        for name, value in zip(self.names("past_key_values"), self._values, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for name in self.names("present"):
+            binding.bind_output(name, self._device)
+
+    def keep(self, outputs: list[Any]) -> None:
+        self._values = outputs
+
+    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
+        return np.concatenate([mask, np.ones((len(mask), 1), np.int64)], axis=1)
+
+
+class _SharedCache(_Cache):
+    """onnxruntime: one buffer for past and present; each sequence is dense in it, a new token overwrites padding."""
+
+    def start(self, batch: int, length: int) -> None:
+        assert self._facts.context is not None
+        shape = [batch, self._facts.context]
+        if not self._values or [self._values[0].shape()[0], self._values[0].shape()[2]] != shape:
+            self._values = self._buffers(*shape)
+
+    def bind(self, binding: Any) -> None:
+        for past, present, value in zip(self.names("past_key_values"), self.names("present"), self._values, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+
+    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
+        return np.asarray(np.arange(lengths.max() + 1) <= lengths[:, None], np.int64)
+
+
+class _StaticCache(_SharedCache):
+    """tensorrt: `context` slots a sequence; two sets of buffers, because TensorScatter outside TensorRT copies."""
+
+    def __init__(self, facts: GraphFacts, device: str) -> None:
+        super().__init__(facts, device)
+        self._other: list[Any] = []
+
+    def clear(self) -> None:
+        self._values, self._other = [], []
+
+    def start(self, batch: int, length: int) -> None:
+        super().start(batch, length)
+        if not self._other or self._other[0].shape() != self._values[0].shape():
+            self._other = self._buffers(batch, cast("int", self._facts.context))
+
+    def bind(self, binding: Any) -> None:
+        for name, value in zip(self.names("past_key_values"), self._values, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(self.names("present"), self._other, strict=True):
+            binding.bind_ortvalue_output(name, value)
+
+    def keep(self, outputs: list[Any]) -> None:
+        self._values, self._other = self._other, self._values
+
+
+_CACHES: dict[str, type[_Cache]] = {"portable": _GrowingCache, "onnxruntime": _SharedCache, "tensorrt": _StaticCache}
+
+
+def _zeros(shape: tuple[int, ...], dtype: FloatType, device: str) -> Any:
+    """An OrtValue of zeros: a shared cache may read a slot before it is written, masked, and 0 · NaN would show."""
+    if dtype == "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, np.uint16), ELEMENT[dtype])
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), device, 0)
+
+
+def open_graph(graph: Graph, *, threads: int | None = None, device: str = "cpu") -> OrtDecoder | OrtGeneric:
+    """The session that fits the graph's task."""
+    if graph.facts.task == "decoder":
+        return OrtDecoder(graph, threads=threads, device=device)
+    return OrtGeneric(graph, threads=threads, device=device)
+
+
+def model_file(folder: Path) -> Path:
+    return folder / "model.onnx"
