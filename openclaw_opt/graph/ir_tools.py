@@ -1,0 +1,87 @@
+"""Small tools on onnx_ir that the lowerings share: read and write a graph folder, make constants and nodes, sweep.
+
+Reading is lazy: initializers stay in `model.onnx.data` until they are written, so a rewrite costs no weights in memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from openclaw_opt.artifacts import Graph
+from openclaw_opt.errors import VerificationError
+
+DATA_FILE = "model.onnx.data"
+
+
+def read_model(graph: Graph) -> ir.Model:
+    """The graph as an IR whose initializers are still on disk."""
+    return ir.load(graph.onnx)
+
+
+def write_model(model: ir.Model, folder: Path) -> Graph:
+    """Write model.onnx and model.onnx.data into `folder` and check them. Raises VerificationError with the checker's words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = Graph(folder)
+    ir.save(model, graph.onnx, external_data=DATA_FILE)
+    check_model(graph)
+    return graph
+
+
+def check_model(graph: Graph) -> None:
+    """onnx.checker with full shape inference. Raises VerificationError."""
+    try:
+        onnx.checker.check_model(str(graph.onnx), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise VerificationError(f"onnx.checker refuses the graph: {error}", where=str(graph.onnx)) from error
+
+
+def copy_assets(source: Graph, result: Graph) -> None:
+    """Copy config and tokenizer files on, if there are any."""
+    if source.assets.is_dir():
+        shutil.copytree(source.assets, result.assets, dirs_exist_ok=True)
+
+
+def sweep(model: ir.Model) -> None:
+    """Drop nodes and initializers that no output needs, and order the rest."""
+    passes.RemoveUnusedNodesPass()(model)
+    passes.TopologicalSortPass()(model)
+
+
+def add_constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
+    """The initializer of that name, made on first use."""
+    known = model.graph.initializers.get(name)
+    if known is not None:
+        return known
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    model.graph.register_initializer(value)
+    return value
+
+
+def add_ints(model: ir.Model, *values: int) -> ir.Value:
+    """An int64 vector, named by its content."""
+    return add_constant(model, f"ints.{'_'.join(map(str, values))}", np.array(values, np.int64))
+
+
+def add_node(model: ir.Model, op: str, inputs: list[ir.Value], name: str, **attributes: Any) -> ir.Value:
+    """Append a node with one output that is named like the node; `sweep` puts it in its place."""
+    node = ir.node(op, inputs, attributes=attributes, name=name)
+    node.outputs[0].name = f"{name}.out"
+    model.graph.append(node)
+    return node.outputs[0]
+
+
+def input_named(model: ir.Model, name: str) -> ir.Value | None:
+    return next((value for value in model.graph.inputs if value.name == name), None)
+
+
+def node_named(model: ir.Model, name: str) -> ir.Node | None:
+    return next((node for node in model.graph if node.name == name), None)
