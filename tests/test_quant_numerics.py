@@ -1,0 +1,169 @@
+"""Quantizers against their closed forms, and NVFP4 against nvidia-modelopt's packer, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from openclaw_opt.numerics import microscaling as mx
+from openclaw_opt.numerics import quantization as q
+
+BLOCK = 16
+FLOATS = st.floats(-1e4, 1e4, width=32, allow_nan=False)
+MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.sampled_from([16, 32, 64])), elements=FLOATS)
+fast = settings(max_examples=60, deadline=None)
+
+
+def _step(x: torch.Tensor, kind: str) -> torch.Tensor:
+    return q.scale_of(q.channel_amax(x), kind)
+
+
+@fast
+@given(MATRICES, st.sampled_from(["int8", "int4"]))
+def test_integer_error_is_at_most_half_a_step(array: np.ndarray, kind: str) -> None:
+    x = torch.from_numpy(array)
+    step = _step(x, kind)
+    back = q.dequantize(q.quantize(x, q.channel_amax(x), kind), step)
+    assert bool(((back - x).abs() <= step * (0.5 + 1e-4)).all())
+
+
+@fast
+@given(MATRICES, st.sampled_from(["int8", "int4", "fp8"]))
+def test_quantizing_twice_changes_nothing(array: np.ndarray, kind: str) -> None:
+    x = torch.from_numpy(array)
+    amax = q.channel_amax(x)
+    once = q.quantize(x, amax, kind)
+    again = q.quantize(q.dequantize(once, q.scale_of(amax, kind)), amax, kind)
+    assert torch.equal(once.float(), again.float())
+
+
+@fast
+@given(MATRICES)
+def test_fp8_error_is_at_most_a_sixteenth_or_half_the_smallest_step(array: np.ndarray) -> None:
+    x = torch.from_numpy(array)
+    amax = q.channel_amax(x)
+    scale = q.scale_of(amax, "fp8")
+    back = q.dequantize(q.quantize(x, amax, "fp8"), scale)
+    assert bool(((back - x).abs() <= torch.maximum(x.abs() / 16, scale * 2.0**-10) * (1 + 1e-4)).all())
+
+
+@fast
+@given(MATRICES)
+def test_blocks_agree_with_each_block_alone(array: np.ndarray) -> None:
+    x = torch.from_numpy(array)
+    codes, scale = q.quantize_blocks(x, BLOCK)
+    for row in range(x.shape[0]):
+        for block in range(x.shape[1] // BLOCK):
+            part = x[row : row + 1, block * BLOCK : (block + 1) * BLOCK]
+            alone = q.quantize(part, q.channel_amax(part), "int4")
+            assert torch.equal(codes[row : row + 1, block * BLOCK : (block + 1) * BLOCK], alone)
+            assert scale[row, block] == _step(part, "int4")
+    assert torch.equal(q.dequantize_blocks(codes, scale), q.dequantize(codes, scale.repeat_interleave(BLOCK, -1)))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_zeros_stay_zeros_and_nothing_divides_by_zero(kind: str) -> None:
+    x = torch.zeros(2, 32)
+    x[1, 3] = 5.0
+    codes = q.quantize(x, q.channel_amax(x), kind)
+    back = q.dequantize(codes, q.scale_of(q.channel_amax(x), kind))
+    assert torch.equal(back[0], torch.zeros(32))
+    assert back[1, 3] == pytest.approx(5.0)
+    assert back[1].count_nonzero() == 1
+
+
+def test_out_of_range_saturates() -> None:
+    x, amax = torch.tensor([[-9.0, 9.0, 0.5]]), torch.tensor([[1.0]])
+    assert q.quantize(x, amax, "int8").tolist() == [[-127, 127, 64]]
+    assert q.quantize(x, amax, "int4").tolist() == [[-8, 7, 4]]  # 3.5 is a tie: to even
+    assert q.quantize(x, amax, "fp8").float().tolist() == [[-448.0, 448.0, 224.0]]
+
+
+@fast
+@given(hnp.arrays(np.int8, st.tuples(st.integers(1, 4), st.sampled_from([2, 8, 34])), elements=st.integers(-8, 7)))
+def test_int4_packing_is_lossless(array: np.ndarray) -> None:
+    codes = torch.from_numpy(array)
+    packed = q.pack_int4(codes)
+    assert packed.dtype == torch.uint8
+    assert packed.shape[-1] == codes.shape[-1] // 2
+    assert torch.equal(q.unpack_int4(packed), codes)
+    assert int(packed[0, 0]) == (int(array[0, 0]) & 0xF) | ((int(array[0, 1]) & 0xF) << 4)
+
+
+def test_odd_rows_and_blocks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="odd number of four-bit codes"):
+        q.pack_int4(torch.zeros(1, 3, dtype=torch.int8))
+    with pytest.raises(ValueError, match="blocks of 32 do not divide 48"):
+        q.quantize_blocks(torch.zeros(1, 48), 32)
+    with pytest.raises(ValueError, match="blocks of 16 do not divide 24"):
+        mx.quantize_nvfp4(torch.zeros(1, 24))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "block"), [([96, 64], 128, 32), ([48], 32, 16), ([40], 32, None), ([256], 100, 64)]
+)
+def test_largest_block(sizes: list[int], limit: int, block: int | None) -> None:
+    assert q.largest_block(sizes, limit) == block
+
+
+def test_sqnr_is_twenty_db_a_decade_and_streams() -> None:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    assert q.sqnr_db(x, x * 1.1) == pytest.approx(20.0)
+    meter = q.SqnrMeter()
+    for part in x.split(7):
+        meter.add(part, part * 1.01)
+    assert meter.db == pytest.approx(40.0)
+    assert q.sqnr_db(x, x) is None
+    assert q.sqnr_db(x * 0, x) is None
+
+
+def test_relative_difference_counts_nan_as_infinite() -> None:
+    assert q.relative_difference(torch.tensor([2.0, -4.0]), torch.tensor([2.0, -3.0])) == 0.25
+    assert q.relative_difference(torch.ones(2), torch.tensor([1.0, float("nan")])) == float("inf")
+
+
+def test_e2m1_takes_the_nearest_value_and_ties_to_even() -> None:
+    grid = torch.tensor(mx.MAGNITUDES)
+    assert torch.equal(mx.e2m1_values(mx.e2m1_codes(torch.cat((grid, -grid)))), torch.cat((grid, -grid)))
+    ties = mx.e2m1_values(mx.e2m1_codes(torch.tensor(mx.BOUNDS)))
+    assert ties.tolist() == [0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
+    x = torch.linspace(-7, 7, 4001)
+    nearest = (x[:, None].abs() - grid).abs().min(-1).values
+    assert torch.allclose((mx.e2m1_values(mx.e2m1_codes(x)) - x).abs(), nearest, atol=1e-6)
+
+
+@fast
+@given(MATRICES)
+def test_nvfp4_equals_modelopt_bit_for_bit(array: np.ndarray) -> None:
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    x = torch.from_numpy(array)
+    if not 1e-3 < float(x.abs().max()):
+        x[0, 0] = 1.0  # modelopt divides 0 by 0 for a whole tensor of zeros
+    ours = mx.quantize_nvfp4(x)
+    theirs, scale, shared = NVFP4QTensor.quantize(x.clone(), BLOCK)
+    assert torch.equal(ours.packed, theirs._quantized_data)
+    assert torch.equal(ours.scale.view(torch.uint8), scale.view(torch.uint8))
+    assert torch.equal(ours.global_scale, shared)
+    value = theirs.dequantize(scale=scale, double_scale=shared, block_sizes={-1: BLOCK})
+    assert torch.equal(ours.dequantize(), value)
+
+
+@fast
+@given(MATRICES)
+def test_nvfp4_error_is_at_most_a_quarter_of_the_block(array: np.ndarray) -> None:
+    x = torch.from_numpy(array)
+    ours = mx.quantize_nvfp4(x)
+    step = (ours.scale.float() * ours.global_scale).repeat_interleave(BLOCK, -1)
+    # 1 is half the widest gap (4 to 6); FP8 rounding of the scale clips by at most another 0.4
+    assert bool(((ours.dequantize() - x).abs() <= step * (1 + 1e-5)).all())
+
+
+def test_nvfp4_of_zeros_is_zero_and_saturates() -> None:
+    assert torch.equal(mx.fake_quantize_nvfp4(torch.zeros(2, 32)), torch.zeros(2, 32))
+    x = torch.full((1, 16), 100.0)
+    assert torch.equal(mx.fake_quantize_nvfp4(x, amax=torch.tensor(1.0)), torch.ones(1, 16))
