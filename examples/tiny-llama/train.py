@@ -11,6 +11,7 @@ The split is `python-stdlib`'s own: the model and its tokenizer see `train` modu
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -59,6 +60,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
+    config = folder / "tokenizer_config.json"  # transformers 5 names its own class; this name is known everywhere
+    named = {**json.loads(config.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(named, indent=2) + "\n")
 
 
 def new_model() -> LlamaForCausalLM:

@@ -18,11 +18,15 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from openclaw_opt.errors import MachineError, OptError, RecipeError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Kind = Literal["text", "images"]
 NOT_SOURCES = frozenset({"load"})
@@ -35,6 +39,15 @@ class Document:
 
     id: str
     text: str
+
+
+@dataclass(frozen=True)
+class Images:
+    """`pixels` float32 [n, channels, height, width], `labels` int64 [n], `ids` as in `identities`."""
+
+    pixels: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ids: tuple[str, ...]
 
 
 class Source(BaseModel):
@@ -80,9 +93,25 @@ class Source(BaseModel):
         """
         raise RecipeError(f"source {self.word()!r} holds {self.kind}, not text", fix="use a text source for this model")
 
+    def images(self) -> Images:
+        """The split's images.
+
+        Raises:
+            RecipeError: the source holds no images.
+            MachineError: a package is missing.
+        """
+        raise RecipeError(f"source {self.word()!r} holds {self.kind}, not images", fix="use `source: digits`")
+
     def identities(self) -> frozenset[str]:
         """What the split holds, as strings that two sources share exactly when they share data."""
         raise NotImplementedError
+
+    def content_hash(self) -> str:
+        """sha256 (hex) of what the split holds now. Cheaper than tokenizing it; the cache's key."""
+        known = hashlib.sha256()
+        for document in self.documents():
+            known.update(f"{document.id}\0{document.text}\0".encode())
+        return known.hexdigest()
 
     def missing(self) -> MachineError | None:
         """What must be installed before this source can be read; None if nothing."""
@@ -121,7 +150,7 @@ def source_class(name: str) -> type[Source]:
     if name not in source_names():
         raise RecipeError(f"unknown data source {name!r}", where="source", fix=nearest(name, source_names()))
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    own = [value for value in vars(module).values() if _is_source_of(value, module.__name__)]
+    own: list[type[Source]] = [value for value in vars(module).values() if _is_source_of(value, module.__name__)]
     assert len(own) == 1, f"{module.__name__} must define exactly one Source"
     return own[0]
 
