@@ -6,17 +6,18 @@ Decoder caches never leave the runtime: they are OrtValues that a step's outputs
     onnxruntime  GroupQueryAttention; one buffer of `context` tokens bound as both past and present, written in place
     tensorrt     static caches of `context` tokens; `present` and `past` swap between two buffers
 
-Two session options decide whether the numbers are right, and are set here for every session:
+Three session options decide whether the numbers are right, and are set here for every session:
 
     * `session.x64quantprecision=1`. On x86 without VNNI, MLAS multiplies unsigned activations with *signed* weights by
       vpmaddubsw, whose pairwise int16 sums saturate: errors of about 10 % at full-range int8. With the option signed
       weights are turned into unsigned ones on load, and the sums are exact.
+    * `session.qdq_matmulnbits_accuracy_level=0`. A dequantized int4 weight before a MatMul becomes MatMulNBits on load, by
+      default with activations rounded to int8, which no such graph says. A lowered graph's own level is not touched.
     * A graph with float8 runs at ORT_ENABLE_BASIC: the extended fusions take float8 Q/DQ for int8 and are wrong.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -48,6 +49,7 @@ def session_options(threads: int | None, *, float8: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     if float8:
@@ -77,9 +79,13 @@ def open_runtime(
     try:
         session = ort.InferenceSession(str(graph.onnx), chosen, providers=providers(device))
     except ort_errors() as error:
-        raise MachineError(f"ONNX Runtime {ort.__version__} cannot open the graph: {error}", where=str(graph.onnx)) from error
+        raise MachineError(
+            f"ONNX Runtime {ort.__version__} cannot open the graph: {error}", where=str(graph.onnx)
+        ) from error
     if device == "cuda" and CUDA not in session.get_providers():
-        raise MachineError("ONNX Runtime could not start its CUDA provider", fix="check the driver, CUDA and cuDNN versions")
+        raise MachineError(
+            "ONNX Runtime could not start its CUDA provider", fix="check the driver, CUDA and cuDNN versions"
+        )
     return session
 
 
@@ -117,14 +123,18 @@ class OrtDecoder(DecoderSession):
         graph: its facts say the dialect, the caches' shapes and the context.
         threads: within one operator; None takes every physical core.
         device: `cpu` or `cuda`.
+        capacity: tokens a sequence may grow to after `prefill`; less than the context saves memory.
     """
 
-    def __init__(self, graph: Graph, *, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, graph: Graph, *, threads: int | None = None, device: str = "cpu", capacity: int | None = None
+    ) -> None:
         facts = graph.facts
         if facts.task != "decoder" or not facts.kv or facts.context is None:
             raise RecipeError(f"{graph.folder} holds a {facts.task} graph without caches, not a decoder")
         self.facts: GraphFacts = facts
         self.context: int = facts.context
+        self.capacity: int = min(capacity or facts.context, facts.context)
         self._device = device
         self._session: ort.InferenceSession | None = open_runtime(graph, threads=threads, device=device)
         self._inputs = {value.name for value in self._session.get_inputs()}
@@ -140,8 +150,8 @@ class OrtDecoder(DecoderSession):
         """Every position's logits: [batch, length] int64 -> [batch, length, vocab] float32; the cache stays as it is."""
         cache = _CACHES[self.facts.dialect](self.facts, self._device)
         batch, length = ids.shape
-        self._check_length(length)
-        cache.start(batch, length)
+        _check_length(length, self.context, "the graph's context")
+        cache.start(batch, self.context if self.facts.dialect == "tensorrt" else length)
         positions = np.broadcast_to(np.arange(length), ids.shape)
         return self._step(cache, ids, np.ones_like(ids), positions)
 
@@ -151,18 +161,17 @@ class OrtDecoder(DecoderSession):
         self._lengths = np.full(batch, length, np.int64) if lengths is None else np.asarray(lengths, np.int64).copy()
         if self._lengths.shape != (batch,) or self._lengths.min() < 1 or self._lengths.max() > length:
             raise RecipeError(f"lengths {self._lengths.tolist()} do not fit ids of shape {list(ids.shape)}")
-        self._check_length(length)
-        self._mask = (np.arange(length) < self._lengths[:, None]).astype(np.int64)
-        positions = np.broadcast_to(np.arange(length), ids.shape)
-        self._cache.start(batch, length)
+        _check_length(length, self.capacity, "this session's capacity")
+        self._cache.start(batch, self.context if self.facts.dialect == "tensorrt" else self.capacity)
+        ids, self._mask, positions, last = self._cache.placed(ids, self._lengths)
         logits = self._step(self._cache, ids, self._mask, positions)
-        return np.ascontiguousarray(logits[np.arange(batch), self._lengths - 1])
+        return np.ascontiguousarray(logits[np.arange(batch), last])
 
     def decode(self, ids: Ids) -> Floats:
         """One more token for each sequence: [batch] int64 -> [batch, vocab] float32. `prefill` comes first."""
         if ids.shape != self._lengths.shape:
             raise RecipeError(f"decode got {ids.size} tokens for a batch of {self._lengths.size} that was prefilled")
-        self._check_length(int(self._lengths.max()) + 1)
+        _check_length(int(self._lengths.max()) + 1, self.capacity, "this session's capacity")
         self._mask = self._cache.grown_mask(self._mask, self._lengths)
         logits = self._step(self._cache, ids[:, None], self._mask, self._lengths[:, None])
         self._lengths = self._lengths + 1
@@ -181,9 +190,10 @@ class OrtDecoder(DecoderSession):
         cache.keep(values[1:])
         return cast("Floats", np.array(values[0].numpy(), np.float32))
 
-    def _check_length(self, length: int) -> None:
-        if length > self.context:
-            raise RecipeError(f"a sequence of {length} tokens exceeds the graph's context of {self.context}")
+
+def _check_length(length: int, limit: int, what: str) -> None:
+    if length > limit:
+        raise RecipeError(f"a sequence of {length} tokens exceeds {what} of {limit}")
 
 
 class _Cache:
@@ -203,9 +213,15 @@ class _Cache:
         shapes = [(batch, kv.kv_heads, tokens, kv.head_dim) for kv in self._facts.kv for _ in ("key", "value")]
         return [_zeros(shape, self._facts.dtype, self._device) for shape in shapes]
 
-    def start(self, batch: int, length: int) -> None:
-        """Empty, for `batch` sequences of at first `length` tokens."""
+    def start(self, batch: int, capacity: int) -> None:
+        """Empty, for `batch` sequences that grow to `capacity` tokens."""
         raise NotImplementedError
+
+    def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
+        """Right-padded prompts as this cache wants them: ids, attention mask, positions, and the column of each last token."""
+        columns = np.arange(ids.shape[1])
+        mask = (columns < lengths[:, None]).astype(np.int64)
+        return ids, mask, np.broadcast_to(columns, ids.shape), lengths - 1
 
     def bind(self, binding: Any) -> None:
         raise NotImplementedError
@@ -219,10 +235,20 @@ class _Cache:
 
 
 class _GrowingCache(_Cache):
-    """portable: each present, allocated by the runtime, is the next past. Right padding stays as a hole that the mask hides."""
+    """portable: each present, allocated by the runtime, is the next past.
 
-    def start(self, batch: int, length: int) -> None:
+    Prompts are moved to the right end, padding first: behind them padding would be a hole between a prompt and what
+    follows it, which the mask hides but a sliding window counts.
+    """
+
+    def start(self, batch: int, capacity: int) -> None:
         self._values = self._buffers(batch, 0)
+
+    def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
+        width = ids.shape[1]
+        places = np.arange(width) - (width - lengths[:, None])
+        moved = np.take_along_axis(ids, places % width, axis=1)
+        return moved, (places >= 0).astype(np.int64), places.clip(0), np.full_like(lengths, width - 1)
 
     def bind(self, binding: Any) -> None:
         for name, value in zip(self.names("past_key_values"), self._values, strict=True):
@@ -240,14 +266,14 @@ class _GrowingCache(_Cache):
 class _SharedCache(_Cache):
     """onnxruntime: one buffer for past and present; each sequence is dense in it, a new token overwrites padding."""
 
-    def start(self, batch: int, length: int) -> None:
-        assert self._facts.context is not None
-        shape = [batch, self._facts.context]
-        if not self._values or [self._values[0].shape()[0], self._values[0].shape()[2]] != shape:
-            self._values = self._buffers(*shape)
+    def start(self, batch: int, capacity: int) -> None:
+        if not self._values or (self._values[0].shape()[0], self._values[0].shape()[2]) != (batch, capacity):
+            self._values = self._buffers(batch, capacity)
 
     def bind(self, binding: Any) -> None:
-        for past, present, value in zip(self.names("past_key_values"), self.names("present"), self._values, strict=True):
+        for past, present, value in zip(
+            self.names("past_key_values"), self.names("present"), self._values, strict=True
+        ):
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
 
@@ -265,10 +291,10 @@ class _StaticCache(_SharedCache):
     def clear(self) -> None:
         self._values, self._other = [], []
 
-    def start(self, batch: int, length: int) -> None:
-        super().start(batch, length)
+    def start(self, batch: int, capacity: int) -> None:
+        super().start(batch, capacity)
         if not self._other or self._other[0].shape() != self._values[0].shape():
-            self._other = self._buffers(batch, cast("int", self._facts.context))
+            self._other = self._buffers(batch, capacity)
 
     def bind(self, binding: Any) -> None:
         for name, value in zip(self.names("past_key_values"), self._values, strict=True):
@@ -295,7 +321,3 @@ def open_graph(graph: Graph, *, threads: int | None = None, device: str = "cpu")
     if graph.facts.task == "decoder":
         return OrtDecoder(graph, threads=threads, device=device)
     return OrtGeneric(graph, threads=threads, device=device)
-
-
-def model_file(folder: Path) -> Path:
-    return folder / "model.onnx"

@@ -6,6 +6,8 @@ Reading is lazy: initializers stay in `model.onnx.data` until they are written, 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,63 @@ def input_named(model: ir.Model, name: str) -> ir.Value | None:
 
 def node_named(model: ir.Model, name: str) -> ir.Node | None:
     return next((node for node in model.graph if node.name == name), None)
+
+
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What one rewrite did: how often it applied, and why it did not where it looked as if it should."""
+
+    name: str
+    count: int
+    reasons: tuple[str, ...] = ()
+
+
+def take_over(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
+    """`new` gets the users, the name, the type and the place among the outputs of `old`, whose node goes if it is useless."""
+    new.type, new.shape = old.type, old.shape
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name = None
+    new.name = name
+    node = old.producer()
+    if node is not None and all(not output.uses() and not output.is_graph_output() for output in node.outputs):
+        model.graph.remove(node, safe=True)
+
+
+def add_lazy(
+    model: ir.Model, name: str, make: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.Value:
+    """A large initializer that is computed when it is written, so that one at a time is in memory."""
+    tensor = ir.LazyTensor(lambda: ir.tensor(make(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def constant_ints(value: ir.Value | None) -> list[int] | None:
+    """The integers of an initializer; None for anything else."""
+    if value is None or value.const_value is None:
+        return None
+    return [int(number) for number in value.const_value.numpy().reshape(-1)]
+
+
+def dequantize_of(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that makes `value`."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def dequantized_constant(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear of an initializer that makes `value`."""
+    node = dequantize_of(value)
+    return node if node is not None and node.inputs[0] is not None and node.inputs[0].is_initializer() else None
+
+
+def is_symmetric(dequantize: ir.Node) -> bool:
+    """Is the zero point absent or zero everywhere?"""
+    zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
+    return zero is None or (zero.const_value is not None and not zero.const_value.numpy().any())
