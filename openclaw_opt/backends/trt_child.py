@@ -1,0 +1,230 @@
+"""The process that calls TensorRT: `python -m openclaw_opt.backends.trt_child request.json`.
+
+A compiler that crashes, runs out of memory or hangs takes its process with it, so it has one of its own. Events leave as
+JSON lines on standard output; the log of every severity goes to the request's log file, and so does standard error,
+where the compiler writes past its logger. The process ends itself when its parent is gone.
+
+    {"event": "progress", "phase": "Building engine", "fraction": 0.4}
+    {"event": "parse_error", "node": "layers.0.qkv.matmul", "op": "MatMul", "why": "..."}
+    {"event": "no_module", "why": "..."}
+    {"event": "failed"}
+    {"event": "done", "tool": "tensorrt_rtx 1.7.1.116", "peak_bytes": 123456789}
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO, TypedDict
+
+import onnx
+
+DECOMPOSABLE = "trt_decomposable"
+
+
+class Shapes(TypedDict):
+    """One optimization profile: its name, and by input name the shapes [min, opt, max]."""
+
+    name: str
+    shapes: dict[str, list[list[int]]]
+
+
+class Request(TypedDict):
+    module: str
+    compute: list[int]
+    """Major and minor compute capability; TensorRT-RTX only, the data-centre builder takes the GPU it finds."""
+    onnx: str
+    plan: str
+    log: str
+    profiles: list[Shapes]
+
+
+class Events:
+    """Writes JSON lines to what was standard output; whatever a library prints there goes to standard error instead."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._out: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+        os.dup2(2, 1)
+
+    def send(self, event: str, **values: object) -> None:
+        with self._lock:
+            self._out.write(json.dumps({"event": event, **values}) + "\n")
+
+
+class Progress:
+    """Nested phases → one fraction that never falls. Phases are (parent, steps, steps done) by name."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, tuple[str | None, int, int]] = {}
+        self._best = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self._phases[name] = (parent, max(steps, 1), 0)
+
+    def step(self, name: str, done: int) -> None:
+        if name in self._phases:
+            parent, steps, _ = self._phases[name]
+            self._phases[name] = (parent, steps, done + 1)
+
+    def finish(self, name: str) -> None:
+        self._phases.pop(name, None)
+
+    def fraction(self, name: str) -> float:
+        """How far the whole build is, in [0, 1], given that phase `name` moved."""
+        inner = 0.0
+        at: str | None = name
+        while at in self._phases:
+            parent, steps, done = self._phases[at]
+            inner = min((done + inner) / steps, 1.0)
+            at = parent
+        self._best = max(self._best, inner)
+        return self._best
+
+
+def watch_parent() -> None:
+    """End this process when the parent's end of our standard input closes: a killed parent must not leave a build behind."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def marked_model(path: str) -> bytes:
+    """The ONNX file with `TRT_decomposable` on every attention that its metadata marks; weights stay outside."""
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        if any(entry.key == DECOMPOSABLE for entry in node.metadata_props):
+            node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
+    return bytes(model.SerializeToString())
+
+
+def make_logger(trt: Any, log: TextIO) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def log(self, severity: Any, message: str) -> None:
+            log.write(f"[{severity.name}] {message}\n")
+
+    return Logger()
+
+
+def make_monitor(trt: Any, events: Events) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._progress, self._told = Progress(), 0.0
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self._progress.start(name, parent, steps)
+            self._tell(name, now=True)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            self._progress.step(name, step)
+            self._tell(name, now=False)
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            self._progress.finish(name)
+
+        def _tell(self, name: str, now: bool) -> None:
+            fraction = self._progress.fraction(name)
+            if now or time.monotonic() - self._told > 0.1:
+                self._told = time.monotonic()
+                events.send("progress", phase=name, fraction=fraction)
+
+    return Monitor()
+
+
+def make_writer(trt: Any, path: Path) -> Any:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.file = path.open("wb")
+
+        def write(self, data: Any) -> int:
+            return self.file.write(data)
+
+    return Writer()
+
+
+def configure(trt: Any, builder: Any, request: Request, monitor: Any) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.progress_monitor = monitor
+    if hasattr(config, "set_compute_capability"):
+        major, minor = request["compute"]
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), 0)
+    for wanted in request["profiles"]:
+        profile = builder.create_optimization_profile()
+        for name, shapes in wanted["shapes"].items():
+            profile.set_shape(name, *shapes)
+        config.add_optimization_profile(profile)
+    return config
+
+
+def parse(trt: Any, network: Any, request: Request, logger: Any, events: Events) -> bool:
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse(marked_model(request["onnx"]), request["onnx"]):
+        return True
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        events.send("parse_error", node=error.node_name(), op=error.node_operator(), why=error.desc())
+    return False
+
+
+def build(trt: Any, request: Request, log: TextIO, events: Events) -> bool:
+    """Parse and build into `request["plan"]`; False when TensorRT refuses, with the reason in the log."""
+    logger = make_logger(trt, log)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    if not parse(trt, network, request, logger, events):
+        return False
+    config = configure(trt, builder, request, make_monitor(trt, events))
+    writer = make_writer(trt, Path(request["plan"]))
+    with writer.file:
+        return bool(builder.build_serialized_network_to_stream(network, config, writer))
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):
+        return int(memory.peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+def main(path: str) -> int:
+    request: Request = json.loads(Path(path).read_text())
+    events = Events()
+    watch_parent()
+    try:
+        trt = importlib.import_module(request["module"])
+    except (ImportError, OSError) as error:  # OSError: a shared library is missing
+        events.send("no_module", why=str(error))
+        return 1
+    with open(request["log"], "a", encoding="utf-8", buffering=1) as log:
+        done = build(trt, request, log, events)
+    if not done:
+        events.send("failed")
+        return 1
+    events.send("done", tool=f"{request['module']} {trt.__version__}", peak_bytes=peak_bytes())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,258 @@
+"""TensorRT's verbose build log → kernel table and precision receipt. Pure functions of text.
+
+At ProfilingVerbosity.DETAILED the builder ends with a `Layers:` table, one kernel a line: type, element types and sizes of
+inputs, constants and outputs, and the ONNX nodes it came from. It is the only view of an engine that needs no GPU, and it
+is no stable interface: what is not understood is said in the notes, never guessed. What it shows was chosen ahead of
+time; TensorRT-RTX may choose among equal kernels again when it loads the engine on a GPU.
+
+A quantized layer is realised when one of its matrix kernels holds the weight in the element type that was asked for and,
+for weight-and-activation formats, also reads the activation in that type. So these all show as not realised: Q/DQ around
+a half-precision GEMM, weights expanded by a kernel of their own, MXFP8 and weight-only NVFP4.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from openclaw_opt.artifacts import KernelRow, LayerFormat, ReceiptRow
+
+TRIED = ("tensorrt_rtx 1.7.",)
+"""Versions whose log the golden tests hold."""
+
+NO_KERNEL = ("shape_call", "host", "signal", "wait", "barrier", "noop")
+"""Layer types that launch nothing worth counting."""
+
+ELEMENTWISE = ("kgen",)
+"""Generated pointwise and normalization kernels; a dequantization that stands alone is one of these."""
+
+
+class Wanted(NamedTuple):
+    """Element types, in the log's words, that a format asks of a matrix kernel; activation '' for weight-only."""
+
+    weight: tuple[str, ...]
+    activation: tuple[str, ...] = ()
+
+
+FP8 = ("FP8", "FP8E4M3", "Fp8")
+FP4 = ("FP4", "FP4E2M1", "Fp4")
+WANTED: dict[str, Wanted] = {
+    "int8": Wanted(("Int8",), ("Int8",)),
+    "int8_weight_only": Wanted(("Int8",)),
+    "int4": Wanted(("Int4",)),
+    "fp8": Wanted(FP8, FP8),
+    "nvfp4": Wanted(FP4, FP4),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    dtype: str
+    elements: int
+    """Product of the static dimensions."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One line of the table."""
+
+    name: str
+    type: str
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    nodes: tuple[str, ...]
+    """ONNX nodes it computes, wholly or in part."""
+    profile: int
+
+    def serves(self, layer: str) -> bool:
+        return any(node == layer or node.startswith(f"{layer}.") for node in self.nodes)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The largest constant with more than one element."""
+        return max((one for one in self.constants if one.elements > 1), key=lambda one: one.elements, default=None)
+
+
+@dataclass(frozen=True)
+class BuildLog:
+    kernels: tuple[Kernel, ...]
+    activation_bytes: tuple[int, ...]
+    """One a profile."""
+    weight_bytes: int | None
+    notes: tuple[str, ...]
+
+
+_LAYER = re.compile(
+    r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"Outputs: \[(?P<outputs>.*?)\](?P<rest>, .*|)$"
+)
+_TENSOR = re.compile(r"Name: .*?, Dimensions: \[(?P<dims>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
+_PROFILE = re.compile(r"\[profile (\d+)\]")
+_GROUP = re.compile(r"_myl(\d+)_\d+$")
+_ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
+_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+
+
+def parse(lines: Iterable[str], tool: str) -> BuildLog:
+    """The kernels and memory figures of a build log; `tool` is the runtime's name and version."""
+    activation: list[int] = []
+    weights: int | None = None
+    rows: list[tuple[str, re.Match[str]]] = []
+    suspect = 0
+    for line in lines:
+        if line.startswith("Name: ") and ", LayerType: " in line:
+            match = _LAYER.match(line.rstrip("\n"))
+            suspect += match is None
+            rows += [(line, match)] if match else []
+        elif found := _ACTIVATION.search(line):
+            activation.append(int(found[1]))
+        elif found := _WEIGHTS.search(line):
+            weights = int(found[1])
+    profiles = _profiles([line for line, _ in rows], [match["name"] for _, match in rows])
+    kernels = tuple(_kernel(match, profile) for (_, match), profile in zip(rows, profiles, strict=True))
+    return BuildLog(kernels, tuple(activation), weights, _notes(tool, len(kernels), suspect))
+
+
+def _notes(tool: str, kernels: int, suspect: int) -> tuple[str, ...]:
+    notes = []
+    if not tool.startswith(TRIED):
+        notes.append(
+            f"the build log of {tool} has not been tried; kernels and receipt are read from it as far as it is understood"
+        )
+    if not kernels:
+        notes.append("the build log has no layer table, so kernels and precisions are not known")
+    if suspect:
+        notes.append(f"{suspect} lines of the layer table were not understood")
+    return tuple(notes)
+
+
+def _profiles(lines: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Which profile each kernel belongs to: the builder tags names from profile 1 on, and groups kernels by a graph number."""
+    groups = [found[1] if (found := _GROUP.search(name)) else None for name in names]
+    said = [max((int(tag) for tag in _PROFILE.findall(line)), default=0) for line in lines]
+    by_group: dict[str | None, int] = defaultdict(int)
+    for group, profile in zip(groups, said, strict=True):
+        by_group[group] = max(by_group[group], profile)
+    return [own if group is None else by_group[group] for group, own in zip(groups, said, strict=True)]
+
+
+def _kernel(match: re.Match[str], profile: int) -> Kernel:
+    return Kernel(
+        name=match["name"],
+        type=match["type"],
+        inputs=_tensors(match["inputs"]),
+        constants=_tensors(match["constants"]),
+        outputs=_tensors(match["outputs"]),
+        nodes=tuple(_NODE.findall(match["rest"])),
+        profile=profile,
+    )
+
+
+def _tensors(text: str) -> tuple[Tensor, ...]:
+    return tuple(Tensor(one["dtype"], _elements(one["dims"])) for one in _TENSOR.finditer(text))
+
+
+def _elements(dims: str) -> int:
+    return math.prod(int(dim) for dim in dims.split(",") if dim and int(dim) > 0)
+
+
+def kernel_rows(log: BuildLog, profiles: Sequence[str]) -> tuple[KernelRow, ...]:
+    """One row a profile, in the order the profiles were added."""
+    rows = []
+    for index, profile in enumerate(profiles):
+        mine = [one for one in log.kernels if one.profile == index and one.type not in NO_KERNEL]
+        rows.append(
+            KernelRow(
+                profile=profile,
+                kernels=len(mine),
+                per_layer=_per_layer(mine),
+                by_type=dict(sorted(Counter(one.type for one in mine).items())),
+                activation_bytes=log.activation_bytes[index] if index < len(log.activation_bytes) else None,
+                weight_bytes=log.weight_bytes,
+            )
+        )
+    return tuple(rows)
+
+
+_LAYER_NUMBER = re.compile(r"^layers\.(\d+)\.")
+
+
+def _per_layer(kernels: Sequence[Kernel]) -> float | None:
+    """Kernels of the typical layer: the lower median over layers. A kernel of two layers counts for the earlier one."""
+    counts: Counter[int] = Counter()
+    for kernel in kernels:
+        numbers = [int(found[1]) for node in kernel.nodes if (found := _LAYER_NUMBER.match(node))]
+        if numbers:
+            counts[min(numbers)] += 1
+    return float(statistics.median_low(counts.values())) if counts else None
+
+
+def receipt(log: BuildLog, asked: Sequence[LayerFormat], profiles: Sequence[str]) -> tuple[ReceiptRow, ...]:
+    """For each quantized layer and profile: the format asked for, the math realised, and by what evidence."""
+    return tuple(
+        _receipt_row([one for one in log.kernels if one.profile == index and one.serves(layer.name)], layer, profile)
+        for index, profile in enumerate(profiles)
+        for layer in asked
+    )
+
+
+def _receipt_row(kernels: Sequence[Kernel], layer: LayerFormat, profile: str) -> ReceiptRow:
+    wanted = WANTED.get(layer.format)
+    matrix = [one for one in kernels if one.type not in (*ELEMENTWISE, *NO_KERNEL)]
+    if wanted is None:
+        realised, ok, why = "unknown", False, f"no rule says what kernel realises {layer.format}"
+    elif not matrix:
+        realised, ok, why = "unknown", False, "the build log shows no matrix kernel for it"
+    else:
+        realised, ok, why = _judge(kernels, matrix, wanted)
+    return ReceiptRow(layer=layer.name, asked=layer.format, realised=realised, ok=ok, why=why, profile=profile)
+
+
+def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) -> tuple[str, bool, str]:
+    for kernel in matrix:
+        weight = kernel.weight
+        if weight is None or weight.dtype not in wanted.weight:
+            continue
+        read = [one.dtype for one in kernel.inputs]
+        if not wanted.activation:
+            return f"{weight.dtype} weights", True, f"{kernel.type} {kernel.name} holds {weight.dtype} weights"
+        if any(dtype in wanted.activation for dtype in read):
+            return (
+                f"{weight.dtype} GEMM",
+                True,
+                f"{kernel.type} {kernel.name} reads {weight.dtype} and holds {weight.dtype} weights",
+            )
+        return (
+            f"{read[0] if read else '?'} GEMM",
+            False,
+            f"{kernel.type} {kernel.name} reads {read} with {weight.dtype} weights",
+        )
+    return _fallback(kernels, matrix[-1], wanted)
+
+
+def _fallback(kernels: Sequence[Kernel], matrix: Kernel, wanted: Wanted) -> tuple[str, bool, str]:
+    """Half precision: say whether the weights are expanded at each call or were expanded when the engine was built."""
+    read = matrix.inputs[0].dtype if matrix.inputs else "?"
+    expander = next((one for one in kernels if one.weight is not None and one.weight.dtype in wanted.weight), None)
+    how = (
+        f"{expander.name} expands the weights at every call"
+        if expander
+        else "its weights were expanded when the engine was built"
+    )
+    return f"{read} GEMM", False, f"{matrix.type} {matrix.name} computes in {read}; {how}"
+
+
+def problems(lines: Iterable[str]) -> tuple[str, ...]:
+    """Error lines of a log, and what the compiler wrote past the logger (lines without a severity), newest last."""
+    raw = re.compile(r"^(Internal Error|terminate called|Segmentation|.*Exception|.*[Ee]rror:)")
+    errors = [
+        line.rstrip("\n") for line in lines if line.startswith(("[ERROR]", "[INTERNAL_ERROR]")) or raw.match(line)
+    ]
+    return tuple(dict.fromkeys(errors))
