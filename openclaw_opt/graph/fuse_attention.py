@@ -11,7 +11,7 @@ GroupQueryAttention computes the same from q, k, v in [batch, sequence, heads·h
 past and present, and a step costs no copy of the cache. Sequences are dense in it: padding on the right only, and a new
 token overwrites the padding. q, k and v that are slices of one linear's output, in that order, go in packed.
 
-Holds for ONNX Runtime's CPU and CUDA kernels: head_dim a multiple of 8; tables of 2 dimensions, the same for q and k.
+Holds for ONNX Runtime's CPU and CUDA kernels: head_dim a multiple of 8; q and k rotated by the same tables.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def _unrotated(value: ir.Value) -> tuple[Rotary | None, ir.Value]:
     """The rotation that can go into the kernel, which takes row P+s of its tables, and what it rotates.
 
     Rows that are computed (longrope takes another half of the table past the original context, for each sequence of the
-    batch on its own) stay outside: then there is no rotation here and `value` is already rotated.
+    batch on its own) stay outside, and so do tables whose width is not a multiple of 8, which the kernel refuses: then there
+    is no rotation here and `value` is already rotated.
     """
     node = value.producer()
     if node is None or node.op_type != "RotaryEmbedding":
@@ -134,6 +135,8 @@ def _unrotated(value: ir.Value) -> tuple[Rotary | None, ir.Value]:
     source, cos, sin = node.inputs[:3]
     positions = node.inputs[3] if len(node.inputs) > 3 else None
     if source is None or cos is None or sin is None or positions is None or positions.name != "position_ids":
+        return None, value
+    if cos.shape is None or len(cos.shape) != 2 or not isinstance(cos.shape[1], int) or cos.shape[1] % HEAD_STEP:
         return None, value
     return Rotary(cos, sin, node.attributes.get_int("interleaved", 0)), source
 
