@@ -45,7 +45,7 @@ class Nvfp4:
 
     def dequantize(self) -> Tensor:
         """float32 [..., k]."""
-        values = e2m1_values(unpack_nibbles(self.packed)).unflatten(-1, (self.scale.shape[-1], -1))
+        values = e2m1_values(unpack_nibbles(self.packed)).reshape(*self.scale.shape, -1)
         return (values * (self.scale.float() * self.global_scale).unsqueeze(-1)).flatten(-2)
 
 

@@ -4,7 +4,8 @@ Method: symmetric, zero point 0, `code = clamp(round(x · (top / amax)), lowest,
 rounding is half to even. `top` is 127 (int8), 7 (int4), 448 (FP8 E4M3FN). Codes of int8 weights stay in ±127, of int4 in −8..7;
 as `amax` maps to `top`, −8 is only ever met after clipping. All arithmetic is float32.
 
-A scale is at least SMALLEST_SCALE: an all-zero channel or block has codes 0 and divides by no zero.
+A channel, block or tensor whose largest value is at most DEAD is taken for zero: codes 0, scale 1. So nothing divides by
+zero, in float16 neither.
 
 Layout: weights are [out, in]; blocks run along the last axis; two int4 codes a byte, the first in the low half.
 Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html, https://arxiv.org/abs/2209.05433 (E4M3).
@@ -18,7 +19,8 @@ from math import log10
 import torch
 from torch import Tensor
 
-SMALLEST_SCALE = 1e-12
+DEAD = 2.0**-24
+"""The smallest positive float16 number."""
 TOP = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 BOTTOM = {"int8": -127.0, "int4": -8.0, "fp8": -448.0}
 
@@ -41,7 +43,7 @@ def blocked(x: Tensor, block: int) -> Tensor:
     """[..., k] -> float32 [..., k / block, block]. Raises ValueError where `block` does not divide k."""
     if block <= 0 or x.shape[-1] % block:
         raise ValueError(f"blocks of {block} do not divide {x.shape[-1]}")
-    return x.float().unflatten(-1, (-1, block))
+    return x.float().reshape(*x.shape[:-1], -1, block)
 
 
 def largest_block(sizes: list[int], limit: int, least: int = 16) -> int | None:
@@ -55,8 +57,9 @@ def largest_block(sizes: list[int], limit: int, least: int = 16) -> int | None:
 
 
 def scale_of(amax: Tensor, kind: str) -> Tensor:
-    """float32 scale of values up to `amax`; never below SMALLEST_SCALE. `kind` is a key of TOP."""
-    return (amax.float() / TOP[kind]).clamp_min(SMALLEST_SCALE)
+    """float32 scale of values up to `amax`; 1 where `amax` is DEAD. `kind` is a key of TOP."""
+    wide = amax.float()
+    return torch.where(wide > DEAD, wide / TOP[kind], torch.ones_like(wide))
 
 
 def quantize(x: Tensor, amax: Tensor, kind: str) -> Tensor:
@@ -65,8 +68,9 @@ def quantize(x: Tensor, amax: Tensor, kind: str) -> Tensor:
     Returns:
         int8 (codes of `int8` and `int4`) or float8_e4m3fn, of x's shape.
     """
-    top, wide = TOP[kind], amax.float().clamp_min(SMALLEST_SCALE * TOP[kind])
-    scaled = (x.float() * (top / wide)).clamp(BOTTOM[kind], top)
+    top, wide = TOP[kind], amax.float()
+    inverse = torch.where(wide > DEAD, top / wide, torch.zeros_like(wide))
+    scaled = (x.float() * inverse).clamp(BOTTOM[kind], top)
     return scaled.to(torch.float8_e4m3fn) if kind == "fp8" else scaled.round().to(torch.int8)
 
 
@@ -84,7 +88,7 @@ def quantize_blocks(weight: Tensor, block: int, kind: str = "int4") -> tuple[Ten
 
 def dequantize_blocks(codes: Tensor, scale: Tensor) -> Tensor:
     """Codes [..., k], scales [..., blocks] -> float32 [..., k]."""
-    return dequantize(codes.unflatten(-1, (scale.shape[-1], -1)), scale.unsqueeze(-1)).flatten(-2)
+    return dequantize(codes.reshape(*scale.shape, -1), scale.unsqueeze(-1)).flatten(-2)
 
 
 def pack_int4(codes: Tensor) -> Tensor:
@@ -105,8 +109,7 @@ def pack_nibbles(nibbles: Tensor) -> Tensor:
     """
     if nibbles.shape[-1] % 2:
         raise ValueError(f"an odd number of four-bit codes in a row: {nibbles.shape[-1]}")
-    pairs = nibbles.unflatten(-1, (-1, 2))
-    return pairs[..., 0] | (pairs[..., 1] << 4)
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
