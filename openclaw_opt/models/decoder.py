@@ -118,7 +118,7 @@ class Layer(nn.Module):
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split [batch, sequence, (q + 2 kv) * head_dim] into three of [batch, heads, sequence, head_dim]."""
-        split = qkv.unflatten(2, (-1, self.spec.head_dim)).transpose(1, 2)
+        split = qkv.view(*qkv.shape[:2], -1, self.spec.head_dim).transpose(1, 2)
         q, kv = self.sizes.q_heads, self.sizes.kv_heads
         return split[:, :q], split[:, q : q + kv], split[:, q + kv :]
 

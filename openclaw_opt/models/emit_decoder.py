@@ -10,6 +10,8 @@ positions of a row of the batch whose last one is past the original context are 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -77,14 +79,26 @@ Place = tuple[ir.Value, ir.Value, ir.Value, int]
 """cos table, sin table, row of each token, rotated elements of a head."""
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Makes the cos (0) or sin (1) table when it is written."""
+
+    rope: RopeSpec
+    context: int
+    part: int
+    dtype: torch.dtype
+
+    def __call__(self) -> torch.Tensor:
+        return tables(self.rope, self.context)[self.part].to(self.dtype)
+
+
 def _rope(writer: Writer, key: str, rope: RopeSpec, positions: ir.Value, context: int) -> Place:
     rows, half = context * (2 if rope.type == "longrope" else 1), rope.dim // 2
-    cos, sin = (
-        writer.lazy(
-            f"rope.{key}.{part}", lambda i=i: tables(rope, context)[i].to(writer.dtype), writer.dtype, (rows, half)
-        )
+    made = [
+        writer.lazy(f"rope.{key}.{part}", _Table(rope, context, i, writer.dtype), writer.dtype, (rows, half))
         for i, part in enumerate(("cos", "sin"))
-    )
+    ]
+    cos, sin = made
     if rope.type != "longrope":
         return cos, sin, positions, rope.dim
     scope = f"rope.{key}"

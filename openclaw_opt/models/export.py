@@ -1,4 +1,4 @@
-"""A model folder → the portable ONNX graph, and the proof that it computes what torch does."""
+"""A model folder → the portable ONNX graph, written, checked and described."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import torch
+from torch import nn
 
 from openclaw_opt.artifacts import FloatType, Graph, GraphFacts, KvShape, LayerFormat, Model
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.emit import save
 from openclaw_opt.models.emit_decoder import OPSET, emit_decoder
-from openclaw_opt.models.spec import DecoderSpec, ModelFacts, read_facts
-from openclaw_opt.models.store import copy_assets, open_model
-
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from openclaw_opt.models.spec import HfSpec, ModelFacts, read_facts
+from openclaw_opt.models.store import DTYPES, copy_assets, open_model
 
 
 def export_graph(model: Model, folder: Path, *, dtype: FloatType, context: int | None = None) -> Graph:
     """Write model.onnx, model.onnx.data, graph.json and assets/ into `folder`.
 
     Args:
-        dtype: of weights that are not quantized, of activations and of the cache; logits are float32.
+        dtype: of weights that are not quantized, of activations and of the cache; outputs are float32, caches are not.
         context: longest sequence the graph must be right for, in tokens; None for what the checkpoint states.
 
     Raises:
@@ -32,45 +30,67 @@ def export_graph(model: Model, folder: Path, *, dtype: FloatType, context: int |
     facts, module = read_facts(model), open_model(model)
     folder.mkdir(parents=True, exist_ok=True)
     graph = Graph(folder)
-    assert isinstance(module, Decoder)
-    limit = min(context or module.spec.context, module.spec.context)
-    save(emit_decoder(module, DTYPES[dtype], limit), folder)
+    limit = _context(facts, context)
+    save(_emit(module, dtype, limit), folder)
     check(graph)
     graph.write_facts(_facts(facts, dtype, limit))
     copy_assets(model.assets, graph.assets, facts.task)
     return graph
 
 
+def _emit(module: nn.Module, dtype: FloatType, context: int | None) -> ir.Model:
+    if isinstance(module, Decoder):
+        return emit_decoder(module, DTYPES[dtype], context or module.spec.context)
+    from openclaw_opt.models.emit_hf import emit_hf
+
+    return emit_hf(module, DTYPES[dtype])
+
+
 def check(graph: Graph) -> None:
-    """onnx.checker with shape inference and type checks."""
+    """onnx.checker with shape inference and type checks; VerificationError where it refuses."""
     try:
         onnx.checker.check_model(str(graph.onnx), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"the exported graph is not valid ONNX: {error}", where=str(graph.onnx)) from error
 
 
-def _facts(facts: ModelFacts, dtype: FloatType, context: int) -> GraphFacts:
-    spec = facts.spec
-    assert isinstance(spec, DecoderSpec)
-    return GraphFacts(
-        task="decoder",
-        dialect="portable",
-        dtype=dtype,
-        family=facts.family,
-        opset=OPSET,
-        vocab=spec.vocab,
-        context=context,
-        hidden=spec.hidden,
-        kv=tuple(
-            KvShape(q_heads=layer.q_heads, kv_heads=layer.kv_heads, head_dim=spec.head_dim, window=layer.window)
-            for layer in spec.layers
-        ),
-        quantized=_quantized(facts),
+def _context(facts: ModelFacts, wanted: int | None) -> int | None:
+    stated = facts.spec.context
+    return stated if wanted is None or stated is None else min(wanted, stated)
+
+
+def _facts(facts: ModelFacts, dtype: FloatType, context: int | None) -> GraphFacts:
+    quantized = tuple(
+        LayerFormat(name=name, format=quant.format, block=quant.block) for name, quant in facts.quant.items()
+    )
+    common = {"task": facts.task, "dialect": "portable", "dtype": dtype, "family": facts.family, "opset": OPSET}
+    if isinstance(facts.spec, HfSpec):
+        more: dict[str, object] = {"batch_first_shapes": _shapes(facts.spec)}
+    else:
+        more = {"kv": _caches(facts)}
+    return GraphFacts.model_validate(
+        {
+            **common,
+            **more,
+            "vocab": facts.spec.vocab,
+            "context": context,
+            "hidden": facts.spec.hidden,
+            "quantized": quantized,
+        }
     )
 
 
-def _quantized(facts: ModelFacts) -> tuple[LayerFormat, ...]:
-    return tuple(LayerFormat(name=name, format=quant.format, block=quant.block) for name, quant in facts.quant.items())
+def _caches(facts: ModelFacts) -> tuple[KvShape, ...]:
+    spec = facts.decoder
+    assert spec is not None
+    return tuple(
+        KvShape(q_heads=layer.q_heads, kv_heads=layer.kv_heads, head_dim=spec.head_dim, window=layer.window)
+        for layer in spec.layers
+    )
 
 
-__all__ = ["check", "export_graph", "ir"]
+def _shapes(spec: HfSpec) -> dict[str, list[int | str]]:
+    if spec.image is not None:
+        return {"pixel_values": ["batch", *spec.image]}
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if spec.token_types else [])]
+    return {name: ["batch", "sequence"] for name in names}

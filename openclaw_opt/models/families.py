@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from openclaw_opt.artifacts import Task
@@ -196,6 +196,12 @@ class HfFamily:
     name: str
     task: Task
     architectures: tuple[str, ...]
+    module: str
+    """The transformers class that is built."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What that class is built with, besides its config."""
+    unused: str = "^$"
+    """Pattern of the checkpoint's tensors that the task has no use for."""
     token_types: bool = False
 
     def read(self, config: Mapping[str, Any]) -> HfSpec:
@@ -224,9 +230,17 @@ class HfFamily:
 
 
 HF_FAMILIES: tuple[HfFamily, ...] = (
-    HfFamily("bert", "encoder", ("BertModel", "BertForMaskedLM"), token_types=True),
-    HfFamily("vit", "vision", ("ViTForImageClassification",)),
-    HfFamily("resnet", "vision", ("ResNetForImageClassification",)),
+    HfFamily(
+        "bert",
+        "encoder",
+        ("BertModel", "BertForMaskedLM"),
+        "BertModel",
+        options={"add_pooling_layer": False},
+        unused=r"(^|\.)pooler\.|^cls\.|(^|\.)position_ids$",
+        token_types=True,
+    ),
+    HfFamily("vit", "vision", ("ViTForImageClassification",), "ViTForImageClassification", unused=r"^vit\.pooler\."),
+    HfFamily("resnet", "vision", ("ResNetForImageClassification",), "ResNetForImageClassification"),
 )
 
 Family = DecoderFamily | HfFamily
@@ -239,7 +253,8 @@ def find_family(config: Mapping[str, Any]) -> Family:
         RecipeError: there is none; the nearest known architecture is named.
     """
     architecture = _architecture(config)
-    rows: dict[str, Family] = {word: row for row in (*DECODERS, *HF_FAMILIES) for word in row.architectures}
+    families: tuple[Family, ...] = (*DECODERS, *HF_FAMILIES)
+    rows = {word: row for row in families for word in row.architectures}
     if architecture not in rows:
         raise RecipeError(
             f"architecture {architecture!r} is not supported", where="config.json", fix=nearest(architecture, rows)

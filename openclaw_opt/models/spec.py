@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import Field
+
 from openclaw_opt.artifacts import Facts, FloatType, Model, Task
 from openclaw_opt.errors import RecipeError
 
@@ -77,7 +79,7 @@ class DecoderSpec(Facts):
     attention_scale: float
     attention_softcap: float | None = None
     logit_softcap: float | None = None
-    ropes: dict[str, RopeSpec] = {}
+    ropes: dict[str, RopeSpec] = Field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -127,7 +129,7 @@ class ModelFacts(Facts):
     dtype: FloatType
     decoder: DecoderSpec | None = None
     hf: HfSpec | None = None
-    quant: dict[str, LayerQuant] = {}
+    quant: dict[str, LayerQuant] = Field(default_factory=dict)
     """By module name, e.g. `layers.0.qkv`."""
     notes: tuple[str, ...] = ()
     """What passes did to the weights, in order, one sentence each."""

@@ -1,4 +1,7 @@
-"""Model folders: model.json, model.safetensors, assets/. No pickle."""
+"""Model folders: model.json, model.safetensors, assets/. No pickle.
+
+Float weights are stored in one dtype, quantized layers as the buffers of `models.linear`; a tied head is not stored.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,24 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from openclaw_opt.artifacts import Model, Task
+from openclaw_opt.artifacts import FloatType, Model, Task
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.decoder import Decoder
-from openclaw_opt.models.spec import ModelFacts, read_facts, write_facts
+from openclaw_opt.models.linear import QuantConv2d, QuantLinear, quantized_layers, replace_layer
+from openclaw_opt.models.spec import LayerQuant, ModelFacts, read_facts, write_facts
 
 WEIGHTS = "model.safetensors"
-CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "modules.json")
-TOKENIZER = (
+DTYPES: dict[FloatType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+ASSETS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -27,13 +38,18 @@ TOKENIZER = (
     "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
+    "modules.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "1_Pooling/config.json",
 )
 
 
 def save_model(module: nn.Module, facts: ModelFacts, folder: Path, assets_from: Path) -> Model:
-    """Write `module` and what `facts` states of it. `assets_from` is a checkpoint folder or another `assets/`.
+    """Write `module`, and `facts` brought up to date with its sizes, dtype and quantized layers.
+
+    Args:
+        assets_from: a checkpoint folder, or the `assets/` of another artifact.
 
     Raises:
         RecipeError: config.json or the tokenizer is missing in `assets_from`.
@@ -41,29 +57,68 @@ def save_model(module: nn.Module, facts: ModelFacts, folder: Path, assets_from: 
     folder.mkdir(parents=True, exist_ok=True)
     model = Model(folder)
     copy_assets(assets_from, model.assets, facts.task)
-    tensors = {name: value.contiguous() for name, value in _stored(module).items()}
-    save_file(tensors, folder / WEIGHTS)
-    write_facts(model, facts)
+    state = _stored(module)
+    changes: dict[str, object] = {"quant": quantized_layers(module), "dtype": float_type(module)}
+    if isinstance(module, Decoder):
+        changes["decoder"] = module.spec
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
+    write_facts(model, facts.model_copy(update=changes))
     return model
 
 
-def _stored(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict; of a tied head only the embedding."""
-    state = dict(module.state_dict())
-    if isinstance(module, Decoder) and getattr(module.head, "weight", None) is module.embed.weight:
-        del state["head.weight"]
-    return state
+def float_type(module: nn.Module) -> FloatType:
+    """The dtype of the float weights; of the first that there is."""
+    dtype = next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def _stored(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict, each storage once: of tied weights only the first."""
+    kept: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, value in module.state_dict().items():
+        key = (value.data_ptr(), value.shape)
+        if value.numel() and key in seen:
+            continue
+        seen.add(key)
+        kept[name] = value
+    return kept
 
 
 def open_model(model: Model) -> nn.Module:
-    """The module, its weights memory-mapped, in eval mode and without gradients."""
+    """The module (a Decoder, or what `models.hf` builds), its weights memory-mapped, in eval mode, without gradients."""
     facts = read_facts(model)
-    assert facts.decoder is not None
-    with torch.device("meta"):
-        module = Decoder(facts.decoder)
-    module.load_state_dict(load_file(model.folder / WEIGHTS), strict=False, assign=True)
-    module.tie()
+    if facts.decoder is not None:
+        with torch.device("meta"):
+            module: nn.Module = Decoder(facts.decoder)
+    else:
+        from openclaw_opt.models.hf import build_hf
+
+        module = build_hf(facts, model.assets)
+    for name, quant in facts.quant.items():
+        replace_layer(module, name, _empty(module.get_submodule(name), quant))
+    _fill(module, load_file(model.folder / WEIGHTS), model.folder / WEIGHTS)
     return module.eval().requires_grad_(False)
+
+
+def _empty(layer: nn.Module, quant: LayerQuant) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        return QuantConv2d.like(layer, quant)
+    assert isinstance(layer, nn.Linear)
+    return QuantLinear.like(layer, quant)
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
+    _, unknown = module.load_state_dict(state, strict=False, assign=True)
+    if isinstance(module, Decoder):
+        module.tie()
+    absent = [name for name, value in module.state_dict().items() if value.is_meta]
+    if absent or unknown:
+        raise RecipeError(
+            f"the model folder is damaged: missing {absent[:3]}, unknown {list(unknown)[:3]}",
+            where=str(where),
+            fix="delete the folder and build again",
+        )
 
 
 def copy_assets(source: Path, target: Path, task: Task) -> None:
@@ -76,7 +131,7 @@ def copy_assets(source: Path, target: Path, task: Task) -> None:
     for name in needed:
         if not (source / name).is_file():
             raise RecipeError(f"{name} is missing", where=str(source), fix=f"put the checkpoint's {name} there")
-    for name in (*CONFIGS, *TOKENIZER):
+    for name in ASSETS:
         if (source / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
