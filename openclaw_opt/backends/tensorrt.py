@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnx
 from pydantic import BaseModel, ConfigDict
 
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
@@ -243,6 +242,8 @@ def _require_realised(receipt: tuple[ReceiptRow, ...], log: Path) -> None:
 
 def input_shapes(path: Path) -> dict[str, list[int | str]]:
     """Shape of every graph input; a dynamic dimension is its name (`?` if it has none)."""
+    import onnx
+
     model = onnx.load(str(path), load_external_data=False)
     return {
         value.name: [

@@ -4,7 +4,7 @@ A compiler that crashes, runs out of memory or hangs takes its process with it, 
 JSON lines on standard output; the log of every severity goes to the request's log file, and so does standard error,
 where the compiler writes past its logger. The process ends itself when its parent is gone.
 
-    {"event": "progress", "phase": "Building engine", "fraction": 0.4}
+    {"event": "progress", "phase": "Compiling profile decode", "fraction": 0.5}
     {"event": "parse_error", "node": "layers.0.qkv.matmul", "op": "MatMul", "why": "..."}
     {"event": "no_module", "why": "..."}
     {"event": "failed"}
@@ -18,11 +18,9 @@ import json
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
 
-import onnx
 
 DECOMPOSABLE = "trt_decomposable"
 
@@ -58,40 +56,38 @@ class Events:
 
 
 class Progress:
-    """Nested phases → one fraction that never falls. Phases are (parent, steps, steps done) by name."""
+    """Builder phases → what it does and how far it is. Nearly all time goes into one phase, which compiles the profiles in turn."""
 
-    def __init__(self) -> None:
-        self._phases: dict[str, tuple[str | None, int, int]] = {}
-        self._best = 0.0
+    COMPILE_PHASE = "Computing profile costs"
 
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        self._phases[name] = (parent, max(steps, 1), 0)
+    def __init__(self, profiles: list[str]) -> None:
+        self._profiles, self._steps, self._done, self._phase = profiles, 0, 0, ""
 
-    def step(self, name: str, done: int) -> None:
-        if name in self._phases:
-            parent, steps, _ = self._phases[name]
-            self._phases[name] = (parent, steps, done + 1)
+    def start(self, phase: str, steps: int) -> None:
+        self._phase = phase
+        if phase == self.COMPILE_PHASE:
+            self._steps = max(steps, 1)
 
-    def finish(self, name: str) -> None:
-        self._phases.pop(name, None)
+    def step(self, phase: str, step: int) -> None:
+        if phase == self.COMPILE_PHASE:
+            self._done = step + 1
 
-    def fraction(self, name: str) -> float:
-        """How far the whole build is, in [0, 1], given that phase `name` moved."""
-        inner = 0.0
-        at: str | None = name
-        while at in self._phases:
-            parent, steps, done = self._phases[at]
-            inner = min((done + inner) / steps, 1.0)
-            at = parent
-        self._best = max(self._best, inner)
-        return self._best
+    def now(self) -> tuple[str, float]:
+        """In words, and the fraction of the build that lies behind, in [0, 1]."""
+        if not self._steps:
+            return self._phase, 0.0
+        share = min(self._done / self._steps, 1.0)
+        if share == 1.0:
+            return "Writing the engine", 0.9
+        return f"Compiling profile {self._profiles[int(share * len(self._profiles))]}", 0.1 + 0.8 * share
 
 
 def watch_parent() -> None:
     """End this process when the parent's end of our standard input closes: a killed parent must not leave a build behind."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin: its lock would be held when the interpreter ends
+            continue
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -99,6 +95,8 @@ def watch_parent() -> None:
 
 def marked_model(path: str) -> bytes:
     """The ONNX file with `TRT_decomposable` on every attention that its metadata marks; weights stay outside."""
+    import onnx
+
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         if any(entry.key == DECOMPOSABLE for entry in node.metadata_props):
@@ -117,29 +115,29 @@ def make_logger(trt: Any, log: TextIO) -> Any:
     return Logger()
 
 
-def make_monitor(trt: Any, events: Events) -> Any:
+def make_monitor(trt: Any, events: Events, profiles: list[str]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self._progress, self._told = Progress(), 0.0
+            self._progress, self._told = Progress(profiles), ("", -1.0)
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self._progress.start(name, parent, steps)
-            self._tell(name, now=True)
+            self._progress.start(name, steps)
+            self._tell()
 
         def step_complete(self, name: str, step: int) -> bool:
             self._progress.step(name, step)
-            self._tell(name, now=False)
+            self._tell()
             return True
 
         def phase_finish(self, name: str) -> None:
-            self._progress.finish(name)
+            """A phase is told when it starts."""
 
-        def _tell(self, name: str, now: bool) -> None:
-            fraction = self._progress.fraction(name)
-            if now or time.monotonic() - self._told > 0.1:
-                self._told = time.monotonic()
-                events.send("progress", phase=name, fraction=fraction)
+        def _tell(self) -> None:
+            now = self._progress.now()
+            if now != self._told:
+                self._told = now
+                events.send("progress", phase=now[0], fraction=now[1])
 
     return Monitor()
 
@@ -189,7 +187,7 @@ def build(trt: Any, request: Request, log: TextIO, events: Events) -> bool:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     if not parse(trt, network, request, logger, events):
         return False
-    config = configure(trt, builder, request, make_monitor(trt, events))
+    config = configure(trt, builder, request, make_monitor(trt, events, [one["name"] for one in request["profiles"]]))
     writer = make_writer(trt, Path(request["plan"]))
     with writer.file:
         return bool(builder.build_serialized_network_to_stream(network, config, writer))

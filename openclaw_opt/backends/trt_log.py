@@ -71,7 +71,7 @@ class Kernel:
     profile: int
 
     def serves(self, layer: str) -> bool:
-        return any(node == layer or node.startswith(f"{layer}.") for node in self.nodes)
+        return any(node == layer or node.startswith((f"{layer}.", f"{layer}/")) for node in self.nodes)
 
     @property
     def weight(self) -> Tensor | None:
@@ -181,7 +181,7 @@ def kernel_rows(log: BuildLog, profiles: Sequence[str]) -> tuple[KernelRow, ...]
     return tuple(rows)
 
 
-_LAYER_NUMBER = re.compile(r"^layers\.(\d+)\.")
+_LAYER_NUMBER = re.compile(r"^layers\.(\d+)[./]")
 
 
 def _per_layer(kernels: Sequence[Kernel]) -> float | None:
