@@ -21,7 +21,6 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
 
-
 DECOMPOSABLE = "trt_decomposable"
 
 
