@@ -33,7 +33,7 @@ def export_graph(model: Model, folder: Path, *, dtype: FloatType, context: int |
     limit = _context(facts, context)
     save(_emit(module, dtype, limit), folder)
     check(graph)
-    graph.write_facts(_facts(facts, dtype, limit))
+    graph.write_facts(graph_facts(facts, dtype, limit))
     copy_assets(model.assets, graph.assets, facts.task)
     return graph
 
@@ -59,13 +59,14 @@ def _context(facts: ModelFacts, wanted: int | None) -> int | None:
     return stated if wanted is None or stated is None else min(wanted, stated)
 
 
-def _facts(facts: ModelFacts, dtype: FloatType, context: int | None) -> GraphFacts:
+def graph_facts(facts: ModelFacts, dtype: FloatType, context: int | None) -> GraphFacts:
+    """What graph.json states of the portable graph of a model."""
     quantized = tuple(
         LayerFormat(name=name, format=quant.format, block=quant.block) for name, quant in facts.quant.items()
     )
     common = {"task": facts.task, "dialect": "portable", "dtype": dtype, "family": facts.family, "opset": OPSET}
     if isinstance(facts.spec, HfSpec):
-        more: dict[str, object] = {"batch_first_shapes": _shapes(facts.spec)}
+        more: dict[str, object] = {"batch_first_shapes": input_shapes(facts.spec)}
     else:
         more = {"kv": _caches(facts)}
     return GraphFacts.model_validate(
@@ -89,7 +90,8 @@ def _caches(facts: ModelFacts) -> tuple[KvShape, ...]:
     )
 
 
-def _shapes(spec: HfSpec) -> dict[str, list[int | str]]:
+def input_shapes(spec: HfSpec) -> dict[str, list[int | str]]:
+    """Input name to shape of an encoder or vision model, in the order the module takes them."""
     if spec.image is not None:
         return {"pixel_values": ["batch", *spec.image]}
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if spec.token_types else [])]
