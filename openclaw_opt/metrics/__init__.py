@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from openclaw_opt.numerics.stats import Estimate
 
 
+EVERY_TASK: tuple[Task, ...] = ("decoder", "encoder", "vision")
+
+
 class Number(NamedTuple):
     """One measurement that a metric gives, and for which tasks."""
 
@@ -25,7 +28,7 @@ class Number(NamedTuple):
     unit: str
     better: Literal["higher", "lower", "neither"]
     meaning: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task, ...] = EVERY_TASK
 
 
 class Metric(BaseModel):
@@ -35,7 +38,7 @@ class Metric(BaseModel):
 
     summary: ClassVar[str]
     """One line for `openclaw-opt list metrics`."""
-    tasks: ClassVar[tuple[Task, ...]]
+    tasks: ClassVar[tuple[Task, ...]] = EVERY_TASK
     needs_data: ClassVar[bool] = False
     """Measured on the evaluation data, against the reference: accuracy. Such a metric is measured after lossy passes too."""
     numbers: ClassVar[tuple[Number, ...]]
