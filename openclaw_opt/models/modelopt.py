@@ -1,0 +1,271 @@
+"""nvidia-modelopt calibrates, our layers hold the result: data only, and proven equal layer by layer.
+
+The proof: for inputs taken from calibration, `QuantLinear` and modelopt's fake-quantized layer give the same output within
+TOLERANCE of the largest. The inputs are first put on 0.997 of the quantizer's own grid, where no value is a rounding tie:
+there one unit in the last place of float32 would decide, and prove nothing. NVFP4 runs through `numerics.microscaling`,
+since modelopt's kernels for it need a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TextIO
+
+import torch
+from torch import Tensor, nn
+
+from openclaw_opt.errors import VerificationError
+from openclaw_opt.models.calibrate import Calibration, Progress, run_batches
+from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear, QuantParts
+from openclaw_opt.models.spec import WeightKind
+from openclaw_opt.numerics.microscaling import fake_quantize_nvfp4, global_scale_of, quantize_nvfp4
+from openclaw_opt.numerics.quantization import (
+    DEAD,
+    channel_amax,
+    quantize,
+    quantize_blocks,
+    relative_difference,
+    scale_of,
+)
+
+TOLERANCE = 1e-5
+OFF_GRID = 0.997
+PROBE_ROWS = 256
+INT8 = {"num_bits": 8}
+FP8 = {"num_bits": (4, 3)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """How modelopt's quantizers are set for one format. `block` is filled in where it is asked for."""
+
+    kind: WeightKind
+    weight: Mapping[str, Any]
+    input: Mapping[str, Any] | None = None
+
+
+ROWS: dict[str, Row] = {
+    "int8": Row("int8", {**INT8, "axis": 0}, INT8),
+    "int8_weight_only": Row("int8", {**INT8, "axis": 0}),
+    "int4": Row("int4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
+    "fp8": Row("fp8", FP8, FP8),
+    "nvfp4": Row(
+        "nvfp4",
+        {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
+        {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
+    ),
+}
+SWEEPS = {"max": 1, "rtn": 1, "smoothquant": 1, "awq": 2}
+"""How often each algorithm runs the calibration data."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is asked of the layers: a row of formats.py, the algorithm, its parameters."""
+
+    format: str
+    algorithm: Literal["max", "rtn", "smoothquant", "awq"]
+    alpha: float | None = None
+    block: int | None = None
+
+    @property
+    def row(self) -> Row:
+        return ROWS[self.format]
+
+    @property
+    def needs_data(self) -> bool:
+        return self.row.input is not None or self.algorithm in ("smoothquant", "awq")
+
+
+def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
+    """modelopt's configuration: an ordered list in which later entries win; everything but `names` is off."""
+    entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for name in names:
+        entries.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": _filled(scheme.row.weight, scheme.block)})
+        if scheme.row.input is not None:
+            entries.append(
+                {"quantizer_name": f"{name}.input_quantizer", "cfg": _filled(scheme.row.input, scheme.block)}
+            )
+    algorithms: dict[str, Any] = {
+        "max": "max",
+        "rtn": "max",
+        "smoothquant": {"method": "smoothquant", "alpha": scheme.alpha},
+        "awq": {"method": "awq_lite", "alpha_step": 0.1},
+    }
+    return {"quant_cfg": entries, "algorithm": algorithms[scheme.algorithm]}
+
+
+def _filled(row: Mapping[str, Any], block: int | None) -> dict[str, Any]:
+    made = copy.deepcopy(dict(row))
+    if "block_sizes" in made:
+        made["block_sizes"][-1] = block
+    return made
+
+
+def calibrated(
+    module: nn.Module, names: Sequence[str], scheme: Scheme, calibration: Calibration | None, progress: Progress
+) -> list[str]:
+    """Put modelopt's quantizers on the layers in `names`, in place, and calibrate them.
+
+    Returns:
+        What modelopt warned of about any of the layers.
+    """
+    import modelopt.torch.quantization as mtq
+
+    sweeps, out, err, done = SWEEPS[scheme.algorithm], sys.stdout, sys.stderr, 0
+
+    def report(part: float, text: str) -> None:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            progress(min(1.0, (done + part) / sweeps), text)
+
+    def forward(model: nn.Module) -> None:
+        nonlocal done
+        assert calibration is not None
+        run_batches(model, calibration, report, scheme.algorithm)
+        done += 1
+
+    with quiet_modelopt() as said, blocks_on_cpu(), torch.no_grad():
+        mtq.quantize(module, config_of(scheme, names), forward_loop=forward if scheme.needs_data else None)
+    return [str(warning.message) for warning in said if any(name in str(warning.message) for name in names)]
+
+
+class _Muted(io.TextIOBase):
+    """A stream that drops what this thread writes; a progress bar's own thread goes on writing to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.owner = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.owner else self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+
+@contextlib.contextmanager
+def quiet_modelopt() -> Iterator[list[warnings.WarningMessage]]:
+    """Keep modelopt's prints off the terminal, and its warnings in the list."""
+    with (
+        warnings.catch_warnings(record=True) as said,
+        contextlib.redirect_stdout(_Muted(sys.stdout)),
+        contextlib.redirect_stderr(_Muted(sys.stderr)),
+    ):
+        warnings.simplefilter("always")
+        yield said
+
+
+@contextlib.contextmanager
+def blocks_on_cpu() -> Iterator[None]:
+    """Give modelopt a block quantizer for CPU tensors while this is open."""
+    from modelopt.torch.quantization import tensor_quant
+
+    original = tensor_quant.dynamic_block_quantize_op
+
+    def quantize_blocks_of(x: Tensor, block: int, amax: Tensor | None, *bits: int) -> Any:
+        if x.is_cuda or bits != (4, 2, 8, 4):
+            return original(x, block, amax, *bits)
+        return fake_quantize_nvfp4(x, amax, block)
+
+    tensor_quant.dynamic_block_quantize_op = quantize_blocks_of
+    try:
+        yield
+    finally:
+        tensor_quant.dynamic_block_quantize_op = original
+
+
+def parts_of(layer: Any, scheme: Scheme) -> QuantParts:
+    """The numbers of one of modelopt's quantized layers (nn.Linear or nn.Conv2d), as our layers take them."""
+    weight, kind = layer.weight.detach().float(), scheme.row.kind
+    amax, shared, block = layer.weight_quantizer.amax, None, None
+    if kind == "int4":
+        block = scheme.block
+        assert block is not None
+        codes, scale = quantize_blocks(weight, block)
+    elif kind == "nvfp4":
+        block = scheme.block
+        assert block is not None
+        made = quantize_nvfp4(weight, amax, block)
+        codes, scale, shared = made.packed, made.scale, made.global_scale
+    else:
+        amax = channel_amax(weight) if kind == "int8" else amax.float().reshape(())
+        codes, scale = quantize(weight, amax, kind), scale_of(amax.flatten() if amax.ndim else amax, kind)
+    return QuantParts(
+        scheme.format,
+        kind,
+        codes,
+        scale,
+        shared,
+        block,
+        _input_scale(layer, scheme),
+        _pre_scale(layer),
+        None if layer.bias is None else layer.bias.detach().clone(),
+    )
+
+
+def _input_scale(layer: Any, scheme: Scheme) -> Tensor | None:
+    if scheme.row.input is None:
+        return None
+    amax: Tensor = layer.input_quantizer.amax.float().reshape(())
+    return global_scale_of(amax) if scheme.row.kind == "nvfp4" else scale_of(amax, scheme.row.kind)
+
+
+def _pre_scale(layer: Any) -> Tensor | None:
+    scale: Tensor | None = layer.input_quantizer.pre_quant_scale
+    return None if scale is None else scale.detach().float().flatten().clone()
+
+
+def dead_note(layer: Any, scheme: Scheme) -> str:
+    """What of a calibrated layer is always zero; empty if nothing is."""
+    said = []
+    if scheme.row.input is not None and float(layer.input_quantizer.amax.max()) <= DEAD:
+        said.append("its input is zero on all calibration data: scale 1")
+    zero = int((channel_amax(layer.weight) <= DEAD).sum())
+    if zero:
+        said.append(f"{zero} of {layer.weight.shape[0]} output channels are zero: scale 1")
+    return "; ".join(said)
+
+
+def layer_of(layer: Any, scheme: Scheme) -> QuantLayer:
+    """Our layer in the place of one of modelopt's."""
+    parts = parts_of(layer, scheme)
+    return QuantConv2d(parts, layer) if isinstance(layer, nn.Conv2d) else QuantLinear.from_parts(parts)
+
+
+@torch.no_grad()
+def prove_equal(name: str, theirs: Any, ours: QuantLayer, x: Tensor) -> float:
+    """Largest relative difference of the two layers' outputs near inputs `x`.
+
+    Raises:
+        VerificationError: it is above TOLERANCE; the layer is named.
+    """
+    with blocks_on_cpu():
+        probe = _off_ties(theirs, x if x.ndim == 4 else x.flatten(0, -2)[:PROBE_ROWS])
+        difference = relative_difference(theirs(probe), ours(probe))
+    if difference > TOLERANCE:
+        raise VerificationError(
+            f"the quantized layer differs from nvidia-modelopt's by {difference:.2g} of its largest output "
+            f"(at most {TOLERANCE:g} is rounding)",
+            where=name,
+        )
+    return difference
+
+
+def _off_ties(layer: Any, x: Tensor) -> Tensor:
+    quantizer = layer.input_quantizer
+    if not quantizer.is_enabled:
+        return x
+    grid: Tensor = quantizer(x) * OFF_GRID
+    return grid if quantizer.pre_quant_scale is None else grid / quantizer.pre_quant_scale

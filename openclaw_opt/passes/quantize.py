@@ -1,0 +1,242 @@
+"""quantize: linear layers to a low-bit format, calibrated on data, each layer's error recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from openclaw_opt.artifacts import Model
+from openclaw_opt.errors import RecipeError, nearest
+from openclaw_opt.formats import FORMATS, Format
+from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.targets import Target, formats_of
+
+if TYPE_CHECKING:
+    from openclaw_opt.models.spec import DecoderSpec, HfSpec
+
+Algorithm = Literal["max", "smoothquant", "rtn", "awq"]
+Sizes = Mapping[str, int]
+"""Name of a linear layer → its inputs (K)."""
+
+ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
+    "int8": ("smoothquant", "max"),
+    "int8_weight_only": ("max",),
+    "int4": ("awq", "rtn"),
+    "fp8": ("max",),
+    "nvfp4": ("max",),
+}
+"""Legal for each format; the first is what `auto` takes for decoders."""
+PLAIN: tuple[Algorithm, ...] = ("max", "rtn")
+"""What `auto` takes for encoders and vision models, where input factors cannot move into a norm."""
+NEEDS_DATA = frozenset({"int8", "fp8", "nvfp4"})
+SMOOTHQUANT_TOKENS = 1024
+DEFAULT_ALPHA = 0.5
+DEFAULT_KEEP = {"decoder": ("head",), "encoder": (), "vision": ("model.classifier*",)}
+BLOCKS = (16, 32, 64, 128, 256)
+NVFP4_BLOCK = 16
+
+
+class Quantize(Pass):
+    """Store the weights of linear layers in few bits and, where the format says so, quantize their inputs too.
+
+    nvidia-modelopt calibrates. Every layer is proven equal to its fake-quantized one; embeddings and norms stay float.
+    """
+
+    kind: ClassVar[Kind] = "lossy"
+    summary: ClassVar[str] = "weights (and activations) in int8, int4, fp8 or nvfp4, calibrated by nvidia-modelopt"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "nvidia-modelopt")
+    reads: ClassVar[tuple[str, ...]] = ("calibration",)
+
+    format: Literal["int8", "int8_weight_only", "int4", "fp8", "nvfp4"]
+    """Number format; a row of `openclaw-opt list formats`."""
+    algorithm: Literal["auto", "max", "smoothquant", "rtn", "awq"] = "auto"
+    """How scales are found. int8: smoothquant, max; int8_weight_only, fp8, nvfp4: max; int4: awq, rtn.
+
+    `auto` is the first of these for decoders, and max or rtn for encoders and vision models."""
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """SmoothQuant: how much of the activations' range moves into the weights, 0 to 1. Default 0.5."""
+    block: Annotated[int, Field(gt=0)] | None = None
+    """int4, nvfp4: inputs that share a weight scale; must divide the inputs of every layer. Default: the format's."""
+    keep: tuple[str, ...] | None = None
+    """Layers that stay float, as patterns of module names (`head`, `layers.0.*`).
+
+    Default: `head` for decoders, the classifier for vision models, nothing for encoders."""
+    batch_size: Annotated[int, Field(gt=0)] = 4
+    """Calibration sequences that run at once; memory grows with it."""
+
+    @property
+    def row(self) -> Format:
+        return FORMATS[self.format]
+
+    def algorithm_for(self, task: str) -> Algorithm:
+        """What `auto` stands for."""
+        if self.algorithm != "auto":
+            return self.algorithm
+        legal = ALGORITHMS[self.format]
+        return legal[0] if task == "decoder" else next(word for word in PLAIN if word in legal)
+
+    def patterns(self, task: str) -> tuple[str, ...]:
+        return DEFAULT_KEEP[task] if self.keep is None else self.keep
+
+    def block_size(self) -> int | None:
+        return self.block or self.row.block
+
+    def check(self, view: View) -> list[Complaint]:
+        found = [*self._realised(view.target, view.backend), *self._options(view.spec.task), *self._data(view)]
+        found += self._architecture(view.spec)
+        if any(earlier.word == "prune" for earlier in view.earlier):
+            return found  # layers and sizes are not known yet; `run` looks at the real ones
+        return [*found, *self._layers(linear_sizes(view.spec), view.spec.task)]
+
+    def _realised(self, target: Target, backend: str) -> list[Complaint]:
+        if target.realises(self.row, backend):
+            return []
+        legal = [FORMATS[name] for name in formats_of(target, backend)]
+        near = min(legal, key=lambda row: _distance(self.row, row), default=None)
+        what = f"{backend} does not realise {self.format} on {target.title}"
+        if backend == "tensorrt" and backend in self.row.backends:
+            needs, has = (f"{major}.{minor}" for major, minor in (self.row.compute, target.compute))
+            what += f": it needs compute capability {needs}, the target has {has}"
+        return [Complaint(what, "format", f"format: {near.name}" if near else "choose another backend")]
+
+    def _options(self, task: str) -> list[Complaint]:
+        found, legal, algorithm = [], ALGORITHMS[self.format], self.algorithm_for(task)
+        if algorithm not in legal:
+            fix = f"algorithm: {legal[0]}" if len(legal) == 1 else nearest(algorithm, legal)
+            return [Complaint(f"{algorithm} is no algorithm for {self.format}", "algorithm", fix)]
+        if self.alpha is not None and algorithm != "smoothquant":
+            found.append(Complaint(f"alpha has no effect with {algorithm}", "alpha", "leave it out"))
+        if self.block is not None and self.row.block is None:
+            found.append(Complaint(f"block has no effect with {self.format}", "block", "leave it out"))
+        elif self.format == "nvfp4" and self.block_size() != NVFP4_BLOCK:
+            found.append(Complaint(f"nvfp4 has blocks of {NVFP4_BLOCK}, not {self.block}", "block", "leave it out"))
+        elif self.block is not None and self.block not in BLOCKS:
+            near = min(BLOCKS, key=lambda size: abs(size - (self.block or 0)))
+            found.append(Complaint(f"no runtime has blocks of {self.block}", "block", f"block: {near}"))
+        return found
+
+    def _data(self, view: View) -> list[Complaint]:
+        source, algorithm = view.calibration, self.algorithm_for(view.spec.task)
+        if source is None:
+            if not self._needs_data(algorithm):
+                return []
+            why = f"{self.format} with {algorithm} needs calibration data"
+            return [Complaint(why, "algorithm", "add `calibration` to `data`")]
+        wanted = "images" if view.spec.task == "vision" else "text"
+        if source.kind != wanted:
+            return [
+                Complaint(f"calibration data is {source.kind}, the model takes {wanted}", "", "change data.calibration")
+            ]
+        tokens = source.samples * source.length
+        if algorithm == "smoothquant" and wanted == "text" and tokens < SMOOTHQUANT_TOKENS:
+            return [_too_few(tokens)]
+        return []
+
+    def _needs_data(self, algorithm: Algorithm) -> bool:
+        return self.format in NEEDS_DATA or algorithm == "awq"
+
+    def _architecture(self, spec: DecoderSpec | HfSpec) -> list[Complaint]:
+        if spec.family == "resnet" and self.format not in ("int8", "fp8"):
+            what = f"{self.format} has no convolution, and {spec.family} has no other layer"
+            return [Complaint(what, "format", "format: int8")]
+        return []
+
+    def _layers(self, sizes: Sizes, task: str) -> list[Complaint]:
+        """What is wrong with `keep` and `block` for these layers; nothing where they are not known."""
+        if not sizes:
+            return []
+        found = [
+            Complaint(f"keep: {pattern!r} matches no layer", "keep", nearest(pattern, _words(sizes)))
+            for pattern in self.patterns(task)
+            if self.keep is not None and not any(fnmatchcase(name, pattern) for name in sizes)
+        ]
+        left = {name: k for name, k in sizes.items() if not self._kept(name, task)}
+        if not left:
+            return [*found, Complaint("keep leaves no layer to quantize", "keep", "keep: [head]")]
+        block = self.block_size()
+        odd = {name: k for name, k in left.items() if block and k % block}
+        if odd:
+            name, k = next(iter(odd.items()))
+            found.append(
+                Complaint(
+                    f"blocks of {block} do not divide the {k} inputs of {name}", "block", self._legal_block(left, odd)
+                )
+            )
+        return found
+
+    def _legal_block(self, left: Sizes, odd: Sizes) -> str:
+        legal = [size for size in BLOCKS if not any(k % size for k in left.values())]
+        if self.format != "nvfp4" and legal:
+            return f"block: {max(legal)}"
+        return f"keep: [{', '.join([*self.patterns('decoder'), *_generalised(odd)])}]"
+
+    def _kept(self, name: str, task: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns(task))
+
+    def run(self, source: Model, work: Work) -> Done[Model]:
+        from openclaw_opt.models.calibrate import load_calibration
+        from openclaw_opt.models.quantizing import Input, Job, quantize_model
+        from openclaw_opt.models.spec import read_facts
+
+        facts, data = read_facts(source), work.calibration
+        algorithm = self.algorithm_for(facts.task)
+        job = Job(
+            format=self.format,
+            algorithm=algorithm,
+            alpha=(DEFAULT_ALPHA if self.alpha is None else self.alpha) if algorithm == "smoothquant" else None,
+            block=self.block_size(),
+            least_rows=SMOOTHQUANT_TOKENS if algorithm == "smoothquant" else 0,
+        )
+        batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
+        made = quantize_model(Input(source, facts, batches), work.folder, job, self.chosen, work.progress)
+        return Done(made.model, made.sentence, made.count, made.details)
+
+    def chosen(self, sizes: Sizes, task: str) -> list[str]:
+        """The layers to quantize, of all there are. Raises RecipeError where an option does not fit them."""
+        wrong = [
+            RecipeError(problem.what, where=f"quantize.{problem.option}", fix=problem.fix)
+            for problem in self._layers(sizes, task)
+        ]
+        if wrong:
+            raise RecipeError(f"{len(wrong)} mistakes in quantize", mistakes=wrong)
+        return [name for name in sizes if not self._kept(name, task)]
+
+
+def linear_sizes(spec: DecoderSpec | HfSpec) -> dict[str, int]:
+    """Every linear layer and its inputs, from the sizes alone; empty for models that run as Hugging Face wrote them."""
+    from openclaw_opt.models.spec import DecoderSpec
+
+    if not isinstance(spec, DecoderSpec):
+        return {}
+    sizes: dict[str, int] = {}
+    for i, layer in enumerate(spec.layers):
+        sizes[f"layers.{i}.qkv"] = spec.hidden
+        sizes[f"layers.{i}.o"] = layer.q_heads * spec.head_dim
+        sizes[f"layers.{i}.{'gate_up' if spec.gated else 'up'}"] = spec.hidden
+        sizes[f"layers.{i}.down"] = layer.ffn
+    return {**sizes, "head": spec.hidden}
+
+
+def _distance(asked: Format, there: Format) -> tuple[bool, float, bool]:
+    """How far a format is from the one asked: same kind first, then bits, then a float for a float."""
+    floats = asked.weight.startswith("FLOAT") != there.weight.startswith("FLOAT")
+    return asked.weight_only != there.weight_only, abs(asked.weight_bits - there.weight_bits), floats
+
+
+def _too_few(tokens: int) -> Complaint:
+    what = f"smoothquant needs at least {SMOOTHQUANT_TOKENS} calibration tokens, samples × length is {tokens}"
+    return Complaint(what, "algorithm", "raise data.calibration.samples, or algorithm: max")
+
+
+def _words(names: Iterable[str]) -> list[str]:
+    """Layer names and the patterns that are likely meant: `layers.0.*`, `*.down`."""
+    every = list(names)
+    layers = {".".join(name.split(".")[:2]) + ".*" for name in every if "." in name}
+    return sorted({*every, *layers, *_generalised(every)})
+
+
+def _generalised(names: Iterable[str]) -> list[str]:
+    return sorted({f"*.{name.rsplit('.', 1)[1]}" for name in names if "." in name})
