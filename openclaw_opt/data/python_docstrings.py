@@ -24,7 +24,7 @@ SPLITS_BY_RIGHT = ("evaluation", "calibration", "train")
 FEWEST_WORDS = 5
 LEAST_LETTERS = 0.85
 """Share of letters and spaces: leaves out grammars, tables and examples."""
-WORD = re.compile(r"[A-Za-z][a-z']*")
+WORD = re.compile(r"[A-Za-z][A-Za-z']*")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
