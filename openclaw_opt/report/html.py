@@ -1,0 +1,176 @@
+"""Report → one HTML file that needs nothing else: no network, no script to be readable.
+
+A content security policy with the hashes of the page's own style and script forbids everything else, so a name that slipped
+through escaping could still not run or load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openclaw_opt.records import Report
+from openclaw_opt.report import figures, numbers, tables, views
+from openclaw_opt.report.tables import Table
+
+HERE = Path(__file__).parent
+ROWS = 300
+"""Of one table; report.json has all. Keeps a page of a model with a thousand layers under 1 MB."""
+TEXT = 60_000
+"""Characters of the recipe or of one fact."""
+SIGNS = {"within budget": "✓", "budget missed": "✕", "undecided": "?", "no budgets": "–", "not finished": "…"}
+MARKS = {
+    "within budget": "good",
+    "budget missed": "bad",
+    "undecided": "open",
+    "no budgets": "quiet",
+    "not finished": "open",
+}
+
+
+def html(report: Report) -> str:
+    """The page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(_page(report))
+
+
+def _page(report: Report) -> dict[str, Any]:
+    """Everything the template shows."""
+    from markupsafe import Markup
+
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    return {
+        "report": report,
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        "sign": SIGNS[report.verdict],
+        "mark": MARKS[report.verdict],
+        "line": views.verdict_line(report),
+        "facts": _facts(report),
+        "headlines": views.headlines(report),
+        "markup": Markup,
+        **_tables(report),
+        **_figures(report),
+        **_provenance(report),
+    }
+
+
+def _digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _facts(report: Report) -> str:
+    """The sentence under the name."""
+    tool = report.engine_tool or report.backend
+    parts = [
+        f"{report.family} {report.task}, {numbers.count(report.parameters)} parameters in {report.checkpoint_dtype}",
+        f"for {report.target_title}",
+        f"by {tool}",
+    ]
+    return " · ".join(
+        [*parts, f"{numbers.seconds(report.seconds)} on {report.started.replace('T', ' ').replace('+00:00', ' UTC')}"]
+    )
+
+
+def _tables(report: Report) -> dict[str, Table]:
+    bounds = views.bounds(report)
+    return {
+        "budgets": tables.budgets(report),
+        "waterfall": tables.waterfall(report),
+        "latency": tables.measurements(views.latencies(report)).first(ROWS),
+        "bounds": tables.measurements(bounds).first(ROWS),
+        "others": tables.measurements(
+            [one for one in report.measurements if one not in bounds and one not in views.latencies(report)]
+        ).first(ROWS),
+        "layers": tables.layers(report).first(ROWS),
+        "receipt": tables.receipt(report).first(ROWS),
+        "kernels": tables.kernels(report).first(ROWS),
+        "gaps": tables.gaps(report).first(ROWS),
+    }
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    return {
+        "steps": figures.waterfall(report),
+        "tradeoff": figures.tradeoff(report),
+        "tradeoff_points": _points_table(report),
+        "curves": figures.latency_curves(report),
+        "worst": figures.worst_layers(report),
+        "cost": views.cost(report),
+    }
+
+
+def _points_table(report: Report) -> Table:
+    columns = (tables.Column("Point"), tables.Column("Accuracy", numeric=True), tables.Column("Latency", numeric=True))
+    rows = tuple(
+        (
+            tables.Cell(one.label),
+            tables.Cell(
+                f"{numbers.measured(one.accuracy)}{_between(one.accuracy.low, one.accuracy.high, one.accuracy.unit)}",
+                one.accuracy.value,
+            ),
+            tables.Cell(
+                f"{numbers.measured(one.latency)}{_between(one.latency.low, one.latency.high, one.latency.unit)}",
+                one.latency.value,
+            ),
+        )
+        for one in views.points(report)
+    )
+    return Table(columns, rows)
+
+
+def _between(low: float | None, high: float | None, unit: str) -> str:
+    between = numbers.interval(low, high, unit)
+    return f" ({between})" if between else ""
+
+
+def _provenance(report: Report) -> dict[str, Any]:
+    machine = report.machine
+    host = {
+        "Machine": machine.title,
+        "Cores": str(machine.cores),
+        "Memory": numbers.size(machine.memory_bytes),
+        "GPU": machine.gpu,
+        "System": machine.system,
+        "Python": machine.python,
+        "Peak memory of the build": numbers.size(report.peak_bytes),
+    }
+    return {
+        "machine": tables.pairs("Machine", host),
+        "versions": tables.pairs("Package", dict(report.versions)).first(ROWS),
+        "checkpoint": tables.pairs("Weight file (sha256)", dict(report.checkpoint_files)).first(ROWS),
+        "data": tables.pairs("Data", _flat(report.data)).first(ROWS),
+        "target": tables.pairs("Target", _flat(report.target_facts)).first(ROWS),
+        "recipe": _cut(report.recipe),
+    }
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested facts as dotted names and one-line values."""
+    found: dict[str, str] = {}
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = _cut(value if isinstance(value, str) else _shown(value))
+    return found
+
+
+def _shown(value: Any) -> str:
+    """Large numbers of a target's row read as 3.35e+12, all else as JSON."""
+    if isinstance(value, float) and abs(value) >= 1e6:
+        return f"{value:.4g}"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT else f"{text[:TEXT]}\n… cut here; report.json has the whole"

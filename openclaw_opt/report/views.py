@@ -1,0 +1,329 @@
+"""What the report's forms show, picked out of the Report once: the headline, the accuracy's steps, latency series, gaps.
+
+The metrics name themselves; nothing here knows one by its full name, only the first word of the dotted name (`latency`,
+`memory`, …) and `recovery` as the last. A number that is derived here (a share of the checkpoint's size, a cost) says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from openclaw_opt.artifacts import Measurement
+from openclaw_opt.records import BudgetRecord, PassRecord, Report
+from openclaw_opt.report import numbers
+
+COSTS = ("latency", "throughput", "speedup", "memory", "size", "cost", "energy", "roofline", "ttft", "load")
+"""First words of measurements that are not about accuracy."""
+BOUND = "bound"
+REFERENCE = "reference"
+_PERFECT = {"recovery": 1.0, "agreement": 1.0, "cosine": 1.0, "kl": 0.0, "divergence": 0.0}
+"""What the reference has against itself, by a word of the metric's name."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the few numbers to see first. `value` is `not measured` where `measured` is false, and `detail` says why."""
+
+    label: str
+    value: str
+    detail: str
+    subject: str
+    measured: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """The accuracy before and after a pass; None where it is not known."""
+
+    record: PassRecord
+    before: float | None
+    after: float | None
+    measurement: Measurement | None
+    """None after an exact pass, whose outputs were compared instead."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place in the picture of accuracy against latency."""
+
+    label: str
+    kind: str
+    """`reference`, `pass` or `engine`."""
+    latency: Measurement
+    accuracy: Measurement
+
+
+@dataclass(frozen=True)
+class Series:
+    """Raw latency samples of one subject in one stage, and the percentiles stated from them."""
+
+    stage: str
+    subject: str
+    samples: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Something that has no number, and why."""
+
+    what: str
+    why: str
+
+
+def is_accuracy(one: Measurement) -> bool:
+    return one.name.split(".")[0] not in COSTS and one.subject != BOUND
+
+
+def accuracy_name(report: Report) -> str:
+    """The accuracy that is shown first: one with a budget, else a recovery, else the first; empty if there is none."""
+    stepped = [one.name for record in report.passes for one in record.accuracy]
+    final = [one.name for one in report.measurements if is_accuracy(one)]
+    names = list(dict.fromkeys([name for name in stepped if name in final] or stepped or final))
+    budgeted = {budget.metric for budget in report.budgets}
+    ranked = sorted(names, key=lambda name: (name not in budgeted, not name.endswith("recovery"), names.index(name)))
+    return ranked[0] if ranked else ""
+
+
+def engine_measurement(report: Report, name: str) -> Measurement | None:
+    """The final measurement of that name that is neither the reference's nor a bound; one with a value if there is one."""
+    own = [one for one in report.measurements if one.name == name and one.subject not in (REFERENCE, BOUND)]
+    return next((one for one in own if one.value is not None), own[0] if own else None)
+
+
+def reference_value(report: Report, name: str) -> float | None:
+    """What the reference has by that name: measured, or known because the metric compares with the reference itself."""
+    for one in report.measurements:
+        if one.name == name and one.subject == REFERENCE and one.value is not None:
+            return one.value
+    return next((value for word, value in _PERFECT.items() if word in name.replace("_", ".").split(".")), None)
+
+
+def steps(report: Report) -> tuple[Step, ...]:
+    """The accuracy along the passes. An exact pass keeps the value before it; its proof is its verification."""
+    name = accuracy_name(report)
+    before = reference_value(report, name)
+    found = []
+    for record in report.passes:
+        own = next((one for one in record.accuracy if one.name == name), None)
+        kept = before if record.kind == "exact" and _kept(record) else None
+        after = own.value if own is not None else kept
+        found.append(Step(record, before, after, own))
+        before = after if after is not None else before
+    return tuple(found)
+
+
+def _kept(record: PassRecord) -> bool:
+    return record.verification is not None and record.verification.ok
+
+
+def headlines(report: Report) -> tuple[Headline, ...]:
+    """Accuracy, speed, size, memory: always these four, measured or not."""
+    return (_accuracy_headline(report), _speed_headline(report), _size_headline(report), _memory_headline(report))
+
+
+def _accuracy_headline(report: Report) -> Headline:
+    name = accuracy_name(report)
+    own = engine_measurement(report, name) if name else None
+    if own is not None:
+        return _headline(name, own)
+    last = next((step for step in reversed(steps(report)) if step.measurement is not None), None)
+    if last is None or last.measurement is None:
+        return _gap_headline("accuracy", "no accuracy metric ran on this build")
+    return _headline(f"{name} after {last.record.word}", last.measurement)
+
+
+def _speed_headline(report: Report) -> Headline:
+    for first in ("speedup", "latency", "throughput"):
+        own = [
+            one
+            for one in report.measurements
+            if one.name.split(".")[0] == first and one.subject not in (REFERENCE, BOUND)
+        ]
+        if own:
+            return _headline(own[0].name, next((one for one in own if one.value is not None), own[0]))
+    return _gap_headline("speedup", "no latency metric ran on this build")
+
+
+def _size_headline(report: Report) -> Headline:
+    subject, taken = result_size(report)
+    if taken is None:
+        return _gap_headline("size", "nothing was built")
+    share = numbers.percent(taken / report.checkpoint_bytes) if report.checkpoint_bytes else "an unknown share"
+    return Headline(
+        "size on disk",
+        numbers.size(taken),
+        f"{share} of the checkpoint's {numbers.size(report.checkpoint_bytes)}",
+        subject,
+    )
+
+
+def result_size(report: Report) -> tuple[str, int | None]:
+    """Whose size, and how many bytes: the engine, or what the last pass left when there is no engine yet."""
+    if report.engine_bytes is not None:
+        return "engine", report.engine_bytes
+    return (f"after {report.passes[-1].word}", report.passes[-1].size_bytes) if report.passes else ("", None)
+
+
+def _memory_headline(report: Report) -> Headline:
+    own = [
+        one for one in report.measurements if one.name.startswith("memory") and one.subject not in (REFERENCE, BOUND)
+    ]
+    if not own:
+        return _gap_headline("memory", "no memory metric ran on this build")
+    return _headline(own[0].name, next((one for one in own if one.value is not None), own[0]))
+
+
+def _headline(label: str, one: Measurement) -> Headline:
+    if one.value is None:
+        return Headline(label, numbers.NOT_MEASURED, one.not_measured, one.subject, measured=False)
+    return Headline(label, numbers.quantity(one.value, one.unit), numbers.evidence(one) or one.note, one.subject)
+
+
+def _gap_headline(label: str, why: str) -> Headline:
+    return Headline(label, numbers.NOT_MEASURED, why, "", measured=False)
+
+
+def latencies(report: Report) -> tuple[Measurement, ...]:
+    """Every time and rate, in the report's order; bounds are kept apart."""
+    words = ("latency", "throughput", "speedup", "ttft", "load")
+    return tuple(one for one in report.measurements if one.name.split(".")[0] in words and one.subject != BOUND)
+
+
+def bounds(report: Report) -> tuple[Measurement, ...]:
+    """What is computed from the target's row and was never measured."""
+    return tuple(one for one in report.measurements if one.subject == BOUND)
+
+
+def series(report: Report) -> tuple[Series, ...]:
+    """Raw samples, once for each stage and subject: the percentiles of one series carry the same samples."""
+    found: dict[tuple[str, str], Series] = {}
+    for one in report.measurements:
+        if len(one.raw) > 1:
+            stage = one.name.rsplit(".", 1)[0] if "." in one.name else one.name
+            found.setdefault((stage, one.subject), Series(stage, one.subject, one.raw))
+    return tuple(found.values())
+
+
+def latency_name(report: Report) -> str:
+    """The latency of the picture: measured for the engine and the reference, a budgeted one first, then a median."""
+    engine = [
+        one.name for one in latencies(report) if one.unit == "ms" and one.value is not None and one.subject != REFERENCE
+    ]
+    reference = {one.name for one in latencies(report) if one.subject == REFERENCE and one.value is not None}
+    names = [name for name in dict.fromkeys(engine) if name in reference]
+    budgeted = {budget.metric for budget in report.budgets}
+    ranked = sorted(names, key=lambda name: (name not in budgeted, "p50" not in name, names.index(name)))
+    return ranked[0] if ranked else ""
+
+
+def points(report: Report) -> tuple[Point, ...]:
+    """Reference, passes with both numbers, engine; empty unless the engine and the reference have both."""
+    latency, accuracy = latency_name(report), accuracy_name(report)
+    engine_accuracy, start = engine_measurement(report, accuracy), reference_value(report, accuracy)
+    if not latency or engine_accuracy is None or engine_accuracy.value is None or start is None:
+        return ()
+    own = {
+        one.subject == REFERENCE: one for one in report.measurements if one.name == latency and one.value is not None
+    }
+    by_definition = engine_accuracy.model_copy(update={"value": start, "low": None, "high": None, "subject": REFERENCE})
+    measured = [one for one in report.measurements if one.name == accuracy and one.subject == REFERENCE]
+    return (
+        Point("reference", "reference", own[True], measured[0] if measured else by_definition),
+        *_pass_points(report.passes, latency, accuracy),
+        Point("engine", "engine", own[False], engine_accuracy),
+    )
+
+
+def _pass_points(records: Iterable[PassRecord], latency: str, accuracy: str) -> Iterator[Point]:
+    for record in records:
+        time = next((one for one in record.latency if one.name == latency and one.value is not None), None)
+        score = next((one for one in record.accuracy if one.name == accuracy and one.value is not None), None)
+        if time and score:
+            yield Point(record.word, "pass", time, score)
+
+
+def cost(report: Report) -> tuple[Headline, ...]:
+    """Cost per million tokens with the price used: as measured by a metric, or derived from throughput and price."""
+    own = [one for one in report.measurements if one.name.split(".")[0] == "cost"]
+    if own:
+        return tuple(_headline(one.name, one) for one in own)
+    label, price = "cost per million output tokens", report.target_facts.get("hourly_usd")
+    rates = [one for one in latencies(report) if one.unit == "tokens/s" and one.subject == "engine" and one.value]
+    rate = next((one for one in rates if "prefill" not in one.name and "prompt" not in one.name), None)
+    if not isinstance(price, (int, float)) or isinstance(price, bool):
+        return (
+            _gap_headline(
+                label, f"no hourly price is known for {report.target_title}; `target.hourly_usd` in the recipe sets one"
+            ),
+        )
+    if rate is None or rate.value is None:
+        return (
+            _gap_headline(
+                label, f"no tokens/s of the engine on {report.target_title}; the price would be ${price:g} an hour"
+            ),
+        )
+    dollars = 1e6 * price / 3600 / rate.value
+    return (
+        Headline(
+            label,
+            f"${numbers.significant(dollars, 3)}",
+            f"derived: ${price:g} an hour ÷ {rate.name} {numbers.measured(rate)}",
+            "engine",
+        ),
+    )
+
+
+def gaps(report: Report) -> tuple[Gap, ...]:
+    """Everything without a number, and why, once each."""
+    found = [Gap("the engine itself", _unfinished(report))] if not report.finished else []
+    found += [Gap(_named(one), one.not_measured) for one in report.measurements if one.value is None]
+    for record in report.passes:
+        rows = (*record.accuracy, *record.latency)
+        found += [Gap(f"{_named(one)} after {record.word}", one.not_measured) for one in rows if one.value is None]
+        if record.kind == "exact" and record.verification is None:
+            found.append(Gap(f"outputs after {record.word}", "they were not compared on this machine"))
+    found += [Gap(one.label, one.detail) for one in (*headlines(report), *cost(report)) if not one.measured]
+    return _merged(found)
+
+
+def _merged(found: Iterable[Gap]) -> tuple[Gap, ...]:
+    """One line a reason: what is missing for the same reason is listed together, in order."""
+    by_why: dict[str, dict[str, None]] = {}
+    for gap in found:
+        by_why.setdefault(gap.why, {})[gap.what] = None
+    return tuple(Gap(", ".join(whats), why) for why, whats in by_why.items())
+
+
+def _named(one: Measurement) -> str:
+    return one.name if one.subject == "engine" else f"{one.name} of {one.subject}"
+
+
+def _unfinished(report: Report) -> str:
+    finish = f"; finish it with `{report.finish_command}`" if report.finish_command else ""
+    return f"{report.unfinished_why or 'it is not built yet'}{finish}"
+
+
+def verdict_line(report: Report) -> str:
+    """The verdict as one sentence that names what decided it."""
+    missed = [one for one in report.budgets if one.result == "missed"]
+    undecided = [one for one in report.budgets if one.result == "undecided"]
+    met, total = len(report.budgets) - len(missed) - len(undecided), len(report.budgets)
+    if missed:
+        return "; ".join(budget_line(one) for one in missed)
+    if not report.finished:
+        return f"the engine is not finished: {report.unfinished_why or 'it has to be built on its GPU host'}"
+    if undecided:
+        return "; ".join(budget_line(one) for one in undecided)
+    return (
+        f"{met} of {total} budgets met"
+        if total
+        else "the recipe states no budgets, so nothing decides whether this is good enough"
+    )
+
+
+def budget_line(one: BudgetRecord) -> str:
+    """`latency.decode.p99_ms: wanted <= 12, got 14.31 ms, spent by quantize`."""
+    spent = f", spent by {one.spent_by}" if one.spent_by else ""
+    why = f" ({one.why})" if one.why and one.got is not None else ""
+    return f"{one.metric}: wanted {one.rule}, got {numbers.got(one)}{spent}{why}"
