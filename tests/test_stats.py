@@ -136,7 +136,7 @@ def test_a_sequence_against_itself_loses_nothing(rows: list[list[float]], seed: 
     targets = np.random.default_rng(seed).integers(0, values.shape[1], len(values))
     target = divergence.target_log_probability(values, targets)
     top = values.argmax(-1).astype(np.int32)
-    score = divergence.score_sequence(values, targets, values, target.astype(np.float32), top, 10)
+    score = divergence.score_sequence(values, targets, values, target.astype(np.float32), top)
     assert score.agreed == score.tokens == len(values)
     assert score.kl == pytest.approx(0, abs=1e-4)
     assert score.nll == pytest.approx(score.reference_nll, rel=1e-5, abs=1e-5)

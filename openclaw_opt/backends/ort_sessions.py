@@ -37,7 +37,7 @@ ELEMENT = {
     "float16": onnx.TensorProto.FLOAT16,
     "bfloat16": onnx.TensorProto.BFLOAT16,
 }
-FLOAT8 = frozenset({"tensor(float8e4m3fn)", "tensor(float8e5m2)"})
+NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 QUIET = 3
@@ -102,17 +102,18 @@ class OrtGeneric(GenericSession):
     def __init__(self, graph: Graph, *, threads: int | None = None, device: str = "cpu") -> None:
         self._session: ort.InferenceSession | None = open_runtime(graph, threads=threads, device=device)
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._inputs = {value.name: NUMPY.get(value.type) for value in self._session.get_inputs()}
 
     def close(self) -> None:
         self._session = None
 
     def infer(self, feed: dict[str, NDArray[np.generic]]) -> dict[str, Floats]:
         """Arrays by input name -> every output as float32. Raises RecipeError for a missing or unknown input."""
-        if feed.keys() != self._inputs:
+        if feed.keys() != self._inputs.keys():
             raise RecipeError(f"the graph takes {sorted(self._inputs)}, not {sorted(feed)}")
         assert self._session is not None, "the session is closed"
-        results = self._session.run(self._outputs, feed)
+        typed = {name: np.asarray(value, self._inputs[name]) for name, value in feed.items()}
+        results = self._session.run(self._outputs, typed)
         return {name: np.asarray(value, np.float32) for name, value in zip(self._outputs, results, strict=True)}
 
 

@@ -23,8 +23,6 @@ class SequenceScore:
     """Sums over the scored tokens of one sequence; the unit of every interval (tokens of a text are not independent)."""
 
     tokens: int
-    bytes: int
-    """UTF-8 bytes those tokens stand for."""
     nll: float
     """Σ −log q(target), nats."""
     reference_nll: float
@@ -61,12 +59,10 @@ def score_sequence(
     reference: Floats,
     reference_target: Floats,
     reference_top: NDArray[np.int32],
-    text_bytes: int,
 ) -> SequenceScore:
     """One sequence's sums. Log-probabilities [tokens, vocab] of engine and reference at the positions before `targets` [tokens]."""
     return SequenceScore(
         tokens=len(targets),
-        bytes=text_bytes,
         nll=-float(target_log_probability(log_probabilities, targets).sum()),
         reference_nll=-float(np.sum(reference_target, dtype=np.float64)),
         kl=float(kl_divergence(reference, log_probabilities).sum()),

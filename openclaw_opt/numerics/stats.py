@@ -54,8 +54,11 @@ def minimum_samples(percentile: float, over: int = 0, confidence: float = CONFID
     low: int = over
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _proves(over, middle, percentile, confidence) else (middle, high)
-    return int(high)
+        if _proves(over, middle, percentile, confidence):
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def percentile_within(samples: ArrayLike, limit: float, percentile: float, confidence: float = CONFIDENCE) -> bool:
@@ -78,6 +81,16 @@ def percentile_estimate(samples: ArrayLike, q: float, *, seed: int = 0) -> Estim
         return None
     values = _series(samples)
     low, high = _interval([np.percentile(values[rows], q, axis=1) for rows in _block_rows(values.size, seed)])
+    return Estimate(value, low, high, values.size)
+
+
+def mean_estimate(samples: ArrayLike, *, seed: int = 0) -> Estimate:
+    """The mean of a series with its block-bootstrap interval; no interval below `minimum_samples(50)` samples."""
+    values = _series(samples)
+    value = float(values.mean())
+    if values.size < minimum_samples(50):
+        return Estimate(value, None, None, values.size)
+    low, high = _interval([values[rows].mean(1) for rows in _block_rows(values.size, seed)])
     return Estimate(value, low, high, values.size)
 
 
@@ -117,7 +130,7 @@ def ratio_of_sums(numerators: ArrayLike, denominators: ArrayLike, *, seed: int =
 
 def block_length(samples: int) -> int:
     """n^(1/3), at least 1: the growth rate that is optimal for the variance of a mean under weak dependence."""
-    return max(1, math.ceil(samples ** (1 / 3) - 1e-9))
+    return max(1, math.ceil(float(np.cbrt(samples)) - 1e-9))
 
 
 def _proves(over: int, samples: int, percentile: float, confidence: float) -> bool:

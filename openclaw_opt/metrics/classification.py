@@ -1,0 +1,71 @@
+"""classification: how often a classifier is right, and how often it says what the checkpoint says.
+
+    accuracy.top1           share of samples whose most probable class is the label
+    accuracy.top1.recovery  that share / the checkpoint's own
+    agreement.class         share of samples with the checkpoint's most probable class
+
+Intervals: bootstrap over samples; the recovery draws the same samples for both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from openclaw_opt.artifacts import Measurement, Task
+from openclaw_opt.metrics import Metric, Number
+
+if TYPE_CHECKING:
+    from openclaw_opt.backends import Floats, Ids
+    from openclaw_opt.metrics.subject import Subject
+
+
+class Classification(Metric):
+    """Top-1 accuracy, its recovery, and agreement with the checkpoint."""
+
+    summary: ClassVar[str] = "top-1 accuracy on labels, its recovery, and agreement with the checkpoint's classes"
+    tasks: ClassVar[tuple[Task, ...]] = ("vision",)
+    needs_data: ClassVar[bool] = True
+    numbers: ClassVar[tuple[Number, ...]] = (
+        Number("accuracy.top1", "", "higher", "share of samples classified as labelled", ("vision",)),
+        Number("accuracy.top1.recovery", "", "higher", "accuracy / the checkpoint's accuracy", ("vision",)),
+        Number("agreement.class", "", "higher", "share of samples with the checkpoint's class", ("vision",)),
+    )
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        opener = subject.accuracy
+        if opener.open is None:
+            return self.all_unmeasured("vision", opener.why, subject=opener.subject)
+        from openclaw_opt.data.load import ImageSet
+
+        assert isinstance(subject.data, ImageSet)
+        reference = subject.array_reference.output("logits")
+        rows = classification_rows(reference, subject.output, subject.data.labels, subject=opener.subject)
+        return [row.model_copy(update={"note": opener.note}) for row in rows]
+
+
+def classification_rows(reference: Floats, ours: Floats, labels: Ids, *, subject: str = "engine") -> list[Measurement]:
+    """The three numbers, and the reference's accuracy, from logits [samples, classes] twice and labels [samples]. Pure."""
+    from openclaw_opt.numerics.stats import ratio_of_sums
+
+    theirs, mine = reference.argmax(-1), ours.argmax(-1)
+    ones = np.ones(len(labels))
+    right, was_right = (mine == labels).astype(np.float64), (theirs == labels).astype(np.float64)
+    rows = [
+        Classification.row("accuracy.top1", ratio_of_sums(right, ones), subject=subject),
+        Classification.row("accuracy.top1", ratio_of_sums(was_right, ones), subject="reference"),
+        Classification.row(
+            "agreement.class", ratio_of_sums((mine == theirs).astype(np.float64), ones), subject=subject
+        ),
+    ]
+    if not was_right.any():
+        why = "the checkpoint classifies no sample as labelled"
+        return [*rows, Classification.unmeasured("accuracy.top1.recovery", why, subject=subject)]
+    # A draw without one right answer of the checkpoint has no ratio: the interval needs enough of them.
+    enough = was_right.sum() >= MINIMUM_RIGHT
+    recovery = ratio_of_sums(right, was_right) if enough else float(right.sum() / was_right.sum())
+    return [*rows, Classification.row("accuracy.top1.recovery", recovery, subject=subject)]
+
+
+MINIMUM_RIGHT = 20

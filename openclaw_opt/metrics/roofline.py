@@ -1,0 +1,165 @@
+"""roofline: the time the target cannot go below, from its row and the graph; a bound, never an estimate of the latency.
+
+bytes   every initializer the step reads once (a table that is only gathered counts its rows), and, for decode, the cache
+        of `context` tokens read once
+flops   2 · K · N for each matrix of a MatMul and token, attention's 4 · q_heads · head_dim · context a token and layer
+time    max(bytes / bandwidth, Σ flops / peak of the layer's format)
+
+roofline.decode_ms  one token for each of `batch` sequences with `context` tokens in the cache
+roofline.ttft_ms    a prompt of `prompt` tokens
+roofline.infer_ms   encoders: one batch. Convolutions are not counted, so models with them have no bound here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from openclaw_opt.artifacts import GraphFacts, KvShape, Measurement
+from openclaw_opt.metrics import Metric, Number
+from openclaw_opt.targets import Target
+
+if TYPE_CHECKING:
+    from openclaw_opt.metrics.subject import Subject
+
+FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+RATES = {"int8": "int8", "fp8": "fp8", "nvfp4": "fp4"}
+"""Number formats whose matrices multiply at another rate than half precision."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A constant operand of a MatMul. `layer` is the module's name as far as the initializer's name tells it."""
+
+    name: str
+    k: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one graph reads and multiplies."""
+
+    weight_bytes: int
+    matrices: tuple[Matrix, ...]
+    convolutions: int
+
+
+class Roofline(Metric):
+    """The bound that bandwidth and peak rate of the target set."""
+
+    summary: ClassVar[str] = "bound on latency from the target's bandwidth and peak rate"
+    numbers: ClassVar[tuple[Number, ...]] = (
+        Number("roofline.decode_ms", "ms", "neither", "least time of a token on the target", ("decoder",)),
+        Number("roofline.ttft_ms", "ms", "neither", "least time of a prompt on the target", ("decoder",)),
+        Number("roofline.infer_ms", "ms", "neither", "least time of a batch on the target", ("encoder", "vision")),
+    )
+
+    prompt: int = Field(default=128, gt=0)
+    """Tokens of the prompt, or of an encoder's text."""
+    context: int = Field(default=192, gt=0)
+    """Tokens in the cache while decoding."""
+    batch: int = Field(default=1, gt=0)
+    """Sequences at once."""
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        task, target, facts = subject.facts.task, subject.target, subject.facts
+        if subject.graph is None:
+            return self.all_unmeasured(task, "there is no graph to count", subject="bound")
+        if target.bandwidth is None or not target.peak:
+            why = f"bandwidth and peak rate of {target.title} are not known"
+            return self.all_unmeasured(task, why, subject="bound")
+        work = read_work(subject.graph)
+        if task != "decoder" and work.convolutions:
+            return self.all_unmeasured(task, f"{work.convolutions} convolutions are not counted", subject="bound")
+        if task != "decoder":
+            return [self._bound("roofline.infer_ms", work, facts, target, (self.prompt, 0))]
+        return [
+            self._bound("roofline.decode_ms", work, facts, target, (1, self.context)),
+            self._bound("roofline.ttft_ms", work, facts, target, (self.prompt, 0)),
+        ]
+
+    def _bound(self, name: str, work: Work, facts: GraphFacts, target: Target, tokens: tuple[int, int]) -> Measurement:
+        assert target.bandwidth is not None
+        new, cached = tokens
+        moved = work.weight_bytes + self.batch * cache_bytes(facts, cached)
+        reading = moved / target.bandwidth
+        computing = self.batch * multiply_seconds(work, facts, target, new, cached)
+        which = "bandwidth" if reading >= computing else "arithmetic"
+        note = f"{which} of {target.title}: {moved / 2**20:.1f} MiB, batch {self.batch}"
+        return self.row(name, 1e3 * max(reading, computing), subject="bound", note=note)
+
+
+def cache_bytes(facts: GraphFacts, tokens: int) -> int:
+    """Keys and values of `tokens` tokens of one sequence, in the graph's float type; a window bounds a layer's share."""
+    per_layer = (2 * kv.kv_heads * kv.head_dim * _seen(kv, tokens) for kv in facts.kv)
+    return FLOAT_BYTES[facts.dtype] * sum(per_layer)
+
+
+def multiply_seconds(work: Work, facts: GraphFacts, target: Target, new: int, cached: int) -> float:
+    """Seconds one sequence's `new` tokens take at the peak rates; the causal half of a prompt's attention is not counted."""
+    formats = {layer.name: layer.format for layer in facts.quantized}
+    seconds = 0.0
+    for matrix in work.matrices:
+        rate = RATES.get(_format_of(matrix.name, formats), "fp16")
+        seconds += 2 * matrix.k * matrix.n * new / target.peak.get(rate, target.peak["fp16"])
+    attention = sum(4 * kv.q_heads * kv.head_dim * _seen(kv, cached + new) for kv in facts.kv)
+    causal = 0.5 if cached == 0 else 1.0
+    return seconds + causal * attention * new / target.peak["fp16"]
+
+
+def _seen(kv: KvShape, tokens: int) -> int:
+    return tokens if kv.window is None else min(tokens, kv.window)
+
+
+def _format_of(matrix: str, formats: dict[str, str]) -> str:
+    return next((name for layer, name in formats.items() if matrix.startswith(f"{layer}.")), "")
+
+
+def read_work(folder: Path) -> Work:
+    """Counts from `folder/model.onnx` alone; the weights' file is not opened."""
+    import onnx
+
+    graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    users: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, set()).add(node.op_type)
+    read = sum(_bytes(tensor) for name, tensor in constants.items() if users.get(name, set()) != {"Gather"})
+    makers = {output: node for node in graph.node for output in node.output}
+    matrices = [
+        _matrix(node, constants, makers) for node in graph.node if node.op_type in ("MatMul", "Gemm", "MatMulNBits")
+    ]
+    convolutions = sum(node.op_type in ("Conv", "QLinearConv") for node in graph.node)
+    return Work(read, tuple(matrix for matrix in matrices if matrix is not None), convolutions)
+
+
+def _matrix(node: Any, constants: dict[str, Any], makers: dict[str, Any]) -> Matrix | None:
+    """The constant behind a MatMul's second input, through DequantizeLinear, Cast, Transpose and the like."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    name = node.input[1]
+    if node.op_type == "MatMulNBits":
+        return Matrix(name, attributes["K"], attributes["N"])
+    while name not in constants and name in makers and makers[name].input:
+        name = makers[name].input[0]
+    if name not in constants or len(constants[name].dims) != 2:
+        return None
+    return Matrix(name, *constants[name].dims)
+
+
+def _bytes(tensor: Any) -> int:
+    import math
+
+    from onnx import TensorProto
+
+    bits = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}.get(tensor.data_type)
+    if bits is None:
+        import onnx
+
+        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    count: int = math.prod(tensor.dims)
+    return -(-count * bits // 8)

@@ -1,0 +1,41 @@
+"""size: what the engine takes on disk, and the share of the checkpoint's weights that is.
+
+size_mib        every file the runtime loads, in MiB (2^20 bytes)
+size.reduction  bytes of the checkpoint's weight files / bytes of what the runtime loads
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from openclaw_opt.artifacts import Measurement
+from openclaw_opt.metrics import Metric, Number
+
+if TYPE_CHECKING:
+    from openclaw_opt.metrics.subject import Subject
+
+MIB = 2**20
+
+
+class Size(Metric):
+    """Bytes on disk."""
+
+    summary: ClassVar[str] = "what the engine takes on disk"
+    numbers: ClassVar[tuple[Number, ...]] = (
+        Number("size_mib", "MiB", "lower", "every file the runtime loads"),
+        Number("size.reduction", "", "higher", "the checkpoint's weight files / what the runtime loads"),
+    )
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        if not subject.files:
+            return self.all_unmeasured(subject.facts.task, "there is no engine file yet")
+        engine = sum(path.stat().st_size for path in subject.files)
+        rows = [self.row("size_mib", engine / MIB)]
+        original = sum(path.stat().st_size for path in subject.original_files)
+        if not original:
+            return [*rows, self.unmeasured("size.reduction", "the checkpoint's files are not known")]
+        return [
+            *rows,
+            self.row("size_mib", original / MIB, subject="reference", note="the checkpoint's weight files"),
+            self.row("size.reduction", original / engine),
+        ]
