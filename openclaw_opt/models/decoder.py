@@ -142,10 +142,12 @@ class Decoder(nn.Module):
         self.head = nn.Linear(spec.hidden, spec.vocab, bias=False)
         self.tie()
 
-    def tie(self) -> None:
+    def tie(self) -> bool:
         """Share the embedding with the head, where the spec says so and the head is still a plain linear."""
-        if self.spec.tied and type(self.head) is nn.Linear:
+        tied = self.spec.tied and type(self.head) is nn.Linear
+        if tied:
             self.head.weight = self.embed.weight
+        return tied
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Sequence[Tensor] = ()

@@ -51,7 +51,7 @@ def emit_hf(module: nn.Module, dtype: torch.dtype) -> ir.Model:
 
 
 def _take_out(module: nn.Module) -> dict[str, nn.Module]:
-    layers = {
+    layers: dict[str, nn.Module] = {
         name: layer
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | QuantLinear | QuantConv2d)
@@ -71,8 +71,8 @@ def _shape_rule(layer: nn.Module) -> Callable[[Tensor], tuple[int, ...]]:
 def _trace(module: Encoder | Classifier, dtype: torch.dtype) -> ir.Model:
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
     if isinstance(module, Encoder):
-        ids = torch.ones(2, 7, dtype=torch.int64)
-        arguments: tuple[Tensor, ...] = tuple(ids for _ in module.input_names)
+        # One tensor each: torch.export takes the same tensor given twice for one input.
+        arguments: tuple[Tensor, ...] = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in module.input_names)
         shapes: tuple[dict[int, object], ...] = tuple({0: batch, 1: sequence} for _ in arguments)
     else:
         assert module.spec.image is not None

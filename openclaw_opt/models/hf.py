@@ -53,7 +53,9 @@ class Encoder(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         types = {"token_type_ids": token_type_ids} if self.spec.token_types else {}
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state.float()
+        # Four axes are taken as they are; a mask of two would be built anew with a dozen nodes.
+        mask = (attention_mask != 0)[:, None, None].expand(-1, -1, attention_mask.shape[1], -1)
+        hidden = self.model(input_ids=input_ids, attention_mask=mask, **types).last_hidden_state.float()
         return hidden, embed(hidden, attention_mask, self.spec)
 
 
@@ -81,7 +83,7 @@ def embed(hidden: Tensor, attention_mask: Tensor, spec: HfSpec) -> Tensor:
         pooled = torch.where(real > 0, hidden, torch.finfo(hidden.dtype).min).amax(1)
     else:
         pooled = (hidden * real).sum(1) / real.sum(1).clamp_min(1e-9)
-    return nn.functional.normalize(pooled, dim=-1) if spec.normalize else pooled
+    return pooled / pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12) if spec.normalize else pooled
 
 
 def load_hf(checkpoint: Checkpoint) -> tuple[nn.Module, HfSpec]:

@@ -17,6 +17,7 @@ Scales are rounded to the activations' dtype before use, because the exported gr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,6 +98,13 @@ class QuantLayer(nn.Module):
         self.quant = parts.quant
         for name, value in _buffers(parts).items():
             self.register_buffer(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
+        """Follow `.to(device)`, and keep every dtype through `.half()` and the like: the numbers are the format."""
+        for name, value in self._buffers.items():
+            if value is not None:
+                self._buffers[name] = value.to(fn(value.new_empty(0)).device)
+        return self
 
     @property
     def out_features(self) -> int:

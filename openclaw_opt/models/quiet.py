@@ -14,7 +14,11 @@ def quiet(*loggers: str) -> Iterator[None]:
     """Within it, warnings, standard output and what `loggers` say below an error are dropped."""
     named = [logging.getLogger(name) for name in loggers]
     levels = [logger.level for logger in named]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         try:
             for logger in named:

@@ -20,7 +20,7 @@ def open_reference(checkpoint: Checkpoint) -> Reference:
     """A function of the task's inputs.
 
         decoder  (input_ids, attention_mask=None) int64 [batch, length] → logits, float32 [batch, length, vocab];
-                 sequences are right-padded
+                 sequences are right-padded, and what padding gives is of no meaning
         encoder  (input_ids, attention_mask[, token_type_ids]) → embedding, float32 [batch, hidden]
         vision   (pixel_values) float32 → logits, float32 [batch, classes]
 
@@ -52,10 +52,18 @@ def _decoder(checkpoint: Checkpoint, spec: DecoderSpec) -> Reference:
             checkpoint.folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
         ).eval()
 
+    # Hugging Face chooses longrope's factors by the longest row of a batch; a sequence must not depend on the others.
+    one_by_one = any(rope.type == "longrope" for rope in spec.ropes.values())
+
     @torch.no_grad()
     def run(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-        return logits.float()
+        if not one_by_one:
+            logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+            return logits.float()
+        rows = torch.zeros(*input_ids.shape, spec.vocab)
+        for row, (ids, length) in enumerate(zip(input_ids, mask.sum(1).tolist(), strict=True)):
+            rows[row, :length] = model(input_ids=ids[None, :length], use_cache=False).logits[0].float()
+        return rows
 
     return run

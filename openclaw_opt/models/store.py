@@ -109,13 +109,13 @@ def _empty(layer: nn.Module, quant: LayerQuant) -> nn.Module:
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
-    _, unknown = module.load_state_dict(state, strict=False, assign=True)
-    if isinstance(module, Decoder):
-        module.tie()
-    absent = [name for name, value in module.state_dict().items() if value.is_meta]
+    missing, unknown = module.load_state_dict(state, strict=False, assign=True)
+    absent = list(missing)
+    if isinstance(module, Decoder) and module.tie() and "head.weight" in absent:
+        absent.remove("head.weight")
     if absent or unknown:
         raise RecipeError(
-            f"the model folder is damaged: missing {absent[:3]}, unknown {list(unknown)[:3]}",
+            f"the model folder is damaged: missing {absent[:3]}, unknown {unknown[:3]}",
             where=str(where),
             fix="delete the folder and build again",
         )

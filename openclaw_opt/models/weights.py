@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from openclaw_opt.artifacts import Checkpoint
-from openclaw_opt.errors import RecipeError, nearest
+from openclaw_opt.checkpoint import Checkpoint as Readable
+from openclaw_opt.checkpoint import expect, readable
+from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.config import DecoderFamily
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.families import decoder_family
-from openclaw_opt.models.source import TensorSource
 from openclaw_opt.models.spec import DecoderSpec, spec_from_config
 
 NO_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
@@ -42,11 +43,12 @@ def decoder_from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype) -> Decod
     spec = spec_from_config(checkpoint.config)
     if not isinstance(spec, DecoderSpec):
         raise RecipeError(f"{spec.architecture} is no decoder", where=str(checkpoint.folder))
-    source, family = TensorSource(checkpoint), decoder_family(spec)
+    source, family = readable(checkpoint), decoder_family(spec)
     with torch.device("meta"):
         decoder = Decoder(spec)
-    wanted = {name: tuple(pieces) for name, pieces in _wanted(decoder, family, source.names)}
-    _check_names(source, spec, {piece.name for pieces in wanted.values() for piece in pieces})
+    wanted = {name: tuple(pieces) for name, pieces in _wanted(decoder, family, frozenset(source.tensors))}
+    spare = expect(source, {piece.name: piece.shape for pieces in wanted.values() for piece in pieces})
+    _refuse_spare(source, spec, spare, wanted["embed.weight"][0].name)
     state = {name: _assemble(source, family, name, pieces, dtype) for name, pieces in wanted.items()}
     decoder.load_state_dict(state, strict=False, assign=True)
     decoder.tie()
@@ -92,37 +94,29 @@ def _stored(family: DecoderFamily, module: str, shape: tuple[int, ...]) -> tuple
     return shape[::-1] if family.transposed and len(shape) == 2 and _is_linear(module) else shape
 
 
-def _check_names(source: TensorSource, spec: DecoderSpec, wanted: set[str]) -> None:
+def _refuse_spare(source: Readable, spec: DecoderSpec, spare: frozenset[str], embedding: str) -> None:
+    """Every tensor beyond those wanted must be a known buffer, or a tied head that equals the embedding."""
+    unknown = {name for name in spare if not NO_WEIGHTS.search(name)}
+    head = "lm_head.weight"
+    if spec.tied and head in unknown and torch.equal(source.read_tensor(head), source.read_tensor(embedding)):
+        unknown.remove(head)
     mistakes = [
-        RecipeError(
-            f"tensor {name!r} is missing",
-            where=str(source.folder),
-            fix=f"complete the checkpoint; {nearest(name, source.names)}" if source.names else "",
-        )
-        for name in sorted(wanted - source.names)
-    ]
-    spare = {name for name in source.names - wanted if not NO_WEIGHTS.search(name)}
-    if spec.tied and "lm_head.weight" in spare:
-        embedding = next(name for name in wanted if name.endswith(("embed_tokens.weight", "wte.weight")))
-        if embedding not in source.names or torch.equal(source.read("lm_head.weight"), source.read(embedding)):
-            spare.remove("lm_head.weight")
-    mistakes += [
         RecipeError(
             f"tensor {name!r} has no place in a {spec.family} model",
             where=str(source.folder),
-            fix="config.json and the weights must be of the same model",
+            fix="config.json and the weights must be of one model",
         )
-        for name in sorted(spare)
+        for name in sorted(unknown)
     ]
     if mistakes:
-        raise RecipeError(f"{len(mistakes)} tensors do not match", where=str(source.folder), mistakes=mistakes)
+        raise RecipeError(f"{len(mistakes)} tensors have no place", where=str(source.folder), mistakes=mistakes)
 
 
 def _assemble(
-    source: TensorSource, family: DecoderFamily, name: str, pieces: tuple[Piece, ...], dtype: torch.dtype
+    source: Readable, family: DecoderFamily, name: str, pieces: tuple[Piece, ...], dtype: torch.dtype
 ) -> Tensor:
     module, kind = name.rsplit(".", 1)
-    parts = [source.read(piece.name, piece.shape) for piece in pieces]
+    parts = [source.read_tensor(piece.name) for piece in pieces]
     if family.transposed and kind == "weight" and _is_linear(module):
         parts = [part.T for part in parts]
     if "norm" in module.rsplit(".", 1)[-1] and kind == "weight" and family.norm_offset:
