@@ -7,6 +7,7 @@ a mistake. A recipe is data: nothing in it is imported by a dotted path or run. 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -230,10 +231,11 @@ class _Reader:
         return passes
 
     def _check_order(self, found: Sequence[tuple[int, Pass]]) -> None:
-        for (_, before), (index, after) in zip(found, found[1:], strict=False):
+        for (_, before), (index, after) in itertools.pairwise(found):
             if before.gives() is not after.takes():
                 self._add(
-                    f"pass `{after.word}` takes a {after.takes().__name__}, but `{before.word}` before it gives a {before.gives().__name__}",
+                    f"pass `{after.word}` takes a {after.takes().__name__}, "
+                    f"but `{before.word}` before it gives a {before.gives().__name__}",
                     ("passes", index),
                     fix=f"put `{after.word}` after a pass that gives a {after.takes().__name__}",
                 )

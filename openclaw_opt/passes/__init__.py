@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_
 
 from pydantic import BaseModel, ConfigDict
 
-from openclaw_opt.artifacts import Artifact, Checkpoint
+from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph
 from openclaw_opt.targets import Target
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made", bound=Artifact, covariant=True)
 Kind = Literal["exact", "lossy"]
+ROUNDING = {"float32": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
+"""What the element type alone may change outputs by: some ten roundings of 2^-11 or 2^-8 add up through the layers."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,18 @@ class Pass(BaseModel):
         """What of this pass cannot be done; found from facts alone, in milliseconds, without torch."""
         return []
 
+    def ingredients(self, view: View) -> dict[str, Any]:
+        """What else decides the result, for the cache key."""
+        return {}
+
     def run(self, source: Any, work: Work) -> Done[Any]:
         """Do it. Raises VerificationError when the pass's own proof fails."""
         raise AssertionError(f"{type(self).__name__} defines no run")
+
+    def tolerance_of(self, made: Artifact) -> float:
+        """The tolerance for this result; half-precision graphs get that of their type."""
+        dtype = made.facts.dtype if isinstance(made, (Graph, Engine)) else "float32"
+        return max(self.tolerance, ROUNDING[dtype])
 
     @property
     def word(self) -> str:

@@ -1,0 +1,36 @@
+"""check: everything that can be known before work starts, in under half a second."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from openclaw_opt.cli.options import ModelChoice, RecipeFile, Settings, TargetName, needed
+
+
+def check(
+    recipe: RecipeFile = None,
+    set_: Settings = None,
+    model: ModelChoice = None,
+    target: TargetName = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the recipe with every default filled in.")
+    ] = False,
+) -> None:
+    """Find every mistake of a recipe without doing any work: grammar, order of passes, legality on the target, data overlap."""
+    from openclaw_opt.plan import check_recipe
+    from openclaw_opt.recipe import load_recipe, resolved_yaml
+
+    made = load_recipe(needed(recipe), settings=set_ or (), model=model, target=target)
+    listing, spec = check_recipe(made)
+    if resolved:
+        typer.echo(resolved_yaml(made), nl=False)
+        return
+    passes = " → ".join(part.word for part in made.passes)
+    typer.echo(
+        f"{made.name}: {spec.family} {spec.task}, {len(listing.tensors)} tensors, for {made.target.title} by {made.backend}"
+    )
+    typer.echo(f"passes: {passes}")
+    typer.echo(f"budgets: {', '.join(f'{b.metric} {b.text}' for b in made.budgets) or 'none'}")
+    typer.echo("no mistakes found")

@@ -1,0 +1,181 @@
+"""Accuracy against the untouched checkpoint: the reference is run once, kept by content, and every artifact is compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openclaw_opt.artifacts import Artifact, Engine, EngineFacts, Graph, GraphFacts, Measurement, Model
+from openclaw_opt.backends.engines import cannot_run, open_session
+from openclaw_opt.metrics.subject import Opener, Subject
+from openclaw_opt.models.spec import DecoderSpec, HfSpec
+from openclaw_opt.plan import Plan, source_facts
+from openclaw_opt.store import Store, digest
+
+if TYPE_CHECKING:
+    from openclaw_opt.data.load import ImageSet, SentenceSet, TokenSet
+    from openclaw_opt.metrics.reference import ArrayReference, TokenReference
+
+GRAPH_ON_CPU = "engine graph on ONNX Runtime CPU"
+MODEL_IN_TORCH = "model in PyTorch"
+
+
+def accuracy_of(plan: Plan, artifact: Artifact, store: Store) -> tuple[Measurement, ...]:
+    """The recipe's accuracy metrics on an artifact in the middle of the pipeline."""
+    metrics = [metric for metric in plan.recipe.metrics if metric.needs_data]
+    if not metrics:
+        return ()
+    subject = subject_of(plan, artifact, None, store)
+    return tuple(row for metric in metrics for row in metric.measure(subject) if row.subject != "reference")
+
+
+def subject_of(plan: Plan, artifact: Artifact, graph: Graph | None, store: Store) -> Subject:
+    """The artifact as metrics see it.
+
+    Args:
+        graph: the lowered graph an engine was built from; what accuracy is measured on when the engine cannot run here.
+    """
+    data = evaluation_data(plan, store)
+    facts = artifact.facts if isinstance(artifact, Engine) else None
+    return Subject(
+        facts=_graph_facts(plan.spec, artifact),
+        target=plan.recipe.target,
+        accuracy=_accuracy(artifact, graph, facts),
+        speed=_speed(artifact, facts),
+        eager=_eager(plan),
+        data=data,
+        reference=None if data is None else reference_of(plan, data, store),
+        files=tuple(_files(artifact)),
+        original_files=tuple(plan.listing.weights),
+        graph=_graph_folder(artifact, graph),
+        **_memory(artifact, facts),
+    )
+
+
+def _accuracy(artifact: Artifact, graph: Graph | None, facts: EngineFacts | None) -> Opener:
+    if isinstance(artifact, Model):
+        return Opener(lambda: open_session(artifact), MODEL_IN_TORCH)
+    if facts is None:
+        return Opener(lambda: open_session(artifact), "graph on ONNX Runtime CPU")
+    why = cannot_run(facts)
+    if not why:
+        return Opener(lambda: open_session(artifact), "engine")
+    if graph is None:
+        return Opener(None, "engine", why)
+    return Opener(lambda: open_session(graph), GRAPH_ON_CPU, note=f"engine not run: {why}")
+
+
+def _speed(artifact: Artifact, facts: EngineFacts | None) -> Opener:
+    if facts is None:
+        return Opener(None, "engine", "the recipe ended before an engine was built")
+    why = cannot_run(facts)
+    return Opener(None, "engine", why) if why else Opener(lambda: open_session(artifact), "engine")
+
+
+def _eager(plan: Plan) -> Opener:
+    from openclaw_opt.backends.torch_eager import open_eager
+
+    if isinstance(plan.spec, DecoderSpec):
+        return Opener(lambda: open_eager(plan.checkpoint), "reference", note="PyTorch eager, float32")
+    return Opener(lambda: open_session(plan.checkpoint), "reference", note="PyTorch eager, float32")
+
+
+def _memory(artifact: Artifact, facts: EngineFacts | None) -> dict[str, Any]:
+    why = "the recipe ended before an engine was built" if facts is None else cannot_run(facts)
+    if why:
+        return {"memory_why": why}
+    from openclaw_opt.metrics.memory import memory_command
+
+    return {"memory_command": memory_command(artifact.folder)}
+
+
+def _graph_facts(spec: DecoderSpec | HfSpec, artifact: Artifact) -> GraphFacts:
+    if isinstance(artifact, Engine):
+        return artifact.facts.graph
+    if isinstance(artifact, Graph):
+        return artifact.facts
+    from openclaw_opt.models.export import graph_facts
+    from openclaw_opt.models.spec import read_facts
+
+    assert isinstance(artifact, Model)
+    return graph_facts(read_facts(artifact), "float32", None)
+
+
+def _graph_folder(artifact: Artifact, graph: Graph | None) -> Path | None:
+    return artifact.folder if isinstance(artifact, Graph) else graph.folder if graph is not None else None
+
+
+def _files(artifact: Artifact) -> Sequence[Path]:
+    if isinstance(artifact, Engine) and artifact.facts.finished:
+        return [artifact.folder / name for name in artifact.facts.files]
+    return [
+        path
+        for path in sorted(artifact.folder.rglob("*"))
+        if path.suffix in (".safetensors", ".onnx", ".data", ".plan")
+    ]
+
+
+def evaluation_data(plan: Plan, store: Store) -> TokenSet | SentenceSet | ImageSet | None:
+    """The evaluation set in the form the task wants, tokenized once."""
+    from openclaw_opt.data.load import load_images, load_sentences, load_tokens
+
+    source = plan.recipe.evaluation
+    if source is None:
+        return None
+    tokenizer = plan.checkpoint.folder / "tokenizer.json"
+    if plan.spec.task == "vision":
+        return load_images(source)
+    if plan.spec.task == "encoder":
+        return load_sentences(source, tokenizer, store.root / "data")
+    return load_tokens(source, tokenizer, store.root / "data")
+
+
+def reference_of(plan: Plan, data: TokenSet | SentenceSet | ImageSet, store: Store) -> TokenReference | ArrayReference:
+    """Outputs of the untouched checkpoint on the evaluation data; run at most once for this content."""
+    from openclaw_opt.metrics.reference import ArrayReference, TokenReference
+
+    key = reference_key(plan)
+    kind = TokenReference if isinstance(plan.spec, DecoderSpec) else ArrayReference
+    if store.find(key) is None:
+        with store.making() as folder:
+            _run_reference(plan, data, folder)
+            store.keep(folder, key, {"kind": "reference"})
+    return kind(store.folder(key))
+
+
+def reference_key(plan: Plan) -> str:
+    facts = plan.steps[0].ingredients
+    return digest(
+        {"reference": facts["checkpoint"], "tools": facts["tools"], "data": source_facts(plan.recipe.evaluation)}
+    )
+
+
+def _run_reference(plan: Plan, data: TokenSet | SentenceSet | ImageSet, folder: Path) -> None:
+    from openclaw_opt.backends import DecoderSession
+    from openclaw_opt.data.load import TokenSet
+    from openclaw_opt.metrics.reference import store_arrays, store_tokens
+    from openclaw_opt.metrics.scores import array_outputs
+
+    with open_session(plan.checkpoint) as session:
+        if isinstance(session, DecoderSession):
+            assert isinstance(data, TokenSet)
+            assert isinstance(plan.spec, DecoderSpec)
+            store_tokens(session.logits, data.sequences, plan.spec.vocab, folder)
+            return
+    facts = _hf_facts(plan.spec)
+    store_arrays(array_outputs(Opener(lambda: open_session(plan.checkpoint), "reference"), data, facts), folder)
+
+
+def _hf_facts(spec: DecoderSpec | HfSpec) -> GraphFacts:
+    from openclaw_opt.models.export import input_shapes
+
+    assert isinstance(spec, HfSpec)
+    return GraphFacts(
+        task=spec.task,
+        dialect="portable",
+        dtype="float32",
+        family=spec.family,
+        opset=23,
+        batch_first_shapes=input_shapes(spec),
+    )

@@ -1,0 +1,135 @@
+"""build: the engine, by the backend of the recipe; what this machine cannot build is left one command from finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from openclaw_opt.artifacts import Engine, Graph
+from openclaw_opt.models.spec import DecoderSpec
+from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.targets import Target
+
+Triple = tuple[int, int, int]
+TENSORRT_ONLY = ("batch", "prompt", "timeout_minutes")
+
+
+class Build(Pass):
+    """Turn the lowered graph into what the runtime loads, and state what every quantized layer really runs in."""
+
+    kind: ClassVar[Kind] = "exact"
+    summary: ClassVar[str] = "build the engine and its precision receipt; a format that was not realised fails"
+    tools: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "tensorrt-rtx", "tensorrt")
+    reads: ClassVar[tuple[str, ...]] = ("target",)
+
+    backend: Literal["auto", "onnxruntime", "tensorrt"] = "auto"
+    """Runtime to build for. `auto`: TensorRT for a GPU of the target table, ONNX Runtime for a CPU."""
+    batch: Triple | None = None
+    """TensorRT: sequences (or images) at once, [min, opt, max]. Default [1, 1, 4]."""
+    prompt: Triple | None = None
+    """TensorRT: tokens of one prefill or encoder input, [min, opt, max]. Default [1, 128, 512], within the context."""
+    timeout_minutes: float | None = Field(None, gt=0)
+    """TensorRT: end the build after that time."""
+    require: Literal["realised", "any"] = "realised"
+    """`realised`: a quantized layer that the engine runs in another precision fails the build. `any`: it is reported only."""
+
+    @field_validator("batch", "prompt")
+    @classmethod
+    def _ordered(cls, value: Triple | None) -> Triple | None:
+        if value is not None and not 1 <= value[0] <= value[1] <= value[2]:
+            raise ValueError("wants [min, opt, max] with 1 <= min <= opt <= max")
+        return value
+
+    def check(self, view: View) -> list[Complaint]:
+        found = list(self._without_effect(view))
+        if view.backend == "tensorrt" and not view.target.module:
+            found.append(
+                Complaint(
+                    f"TensorRT does not build for {view.target.title}", option="backend", fix="backend: onnxruntime"
+                )
+            )
+        if not any(p.gives() is Graph and p.word == "fuse" for p in view.earlier):
+            found.append(Complaint("it takes a graph lowered by `fuse`", fix="put `fuse` before `build`"))
+        longest = self._context(view)
+        if self.prompt is not None and longest is not None and self.prompt[2] > longest:
+            found.append(
+                Complaint(
+                    f"the longest prompt, {self.prompt[2]} tokens, does not fit into the context of {longest}",
+                    option="prompt",
+                    fix="lower the third number, or raise `fuse: {context: …}`",
+                )
+            )
+        return found
+
+    def _without_effect(self, view: View) -> list[Complaint]:
+        if view.backend == "tensorrt":
+            vision = self.prompt is not None and view.spec.task == "vision"
+            return [Complaint("`prompt` has no effect on a vision model", option="prompt")] if vision else []
+        return [
+            Complaint(
+                f"`{name}` has no effect on {view.backend}: its graphs are dynamic", option=name, fix="take it out"
+            )
+            for name in TENSORRT_ONLY
+            if getattr(self, name) is not None
+        ]
+
+    @staticmethod
+    def _context(view: View) -> int | None:
+        if not isinstance(view.spec, DecoderSpec):
+            return None
+        asked = [getattr(p, "context", None) for p in view.earlier if p.word == "fuse"]
+        return next((c for c in asked if c is not None), view.spec.context)
+
+    def ingredients(self, view: View) -> dict[str, Any]:
+        """Whether this machine can build decides what comes out."""
+        if view.backend != "tensorrt":
+            return {}
+        from openclaw_opt.backends.tensorrt import cannot_build
+
+        return {"obstacle": cannot_build(view.target)}
+
+    def run(self, source: Graph, work: Work) -> Done[Engine]:
+        engine = self.engine_of(source, work.target, work.backend, work.folder, work.progress)
+        facts = engine.facts
+        if not facts.finished:
+            return Done(engine, changed=f"kept the verified graph; not built here: {facts.unfinished_why}", count=1)
+        realised = sum(row.ok for row in facts.receipt)
+        told = f"; {realised} of {len(facts.receipt)} quantized layers run as asked" if facts.receipt else ""
+        return Done(engine, changed=f"built {', '.join(facts.files)} with {facts.tool}{told}", count=1)
+
+    def engine_of(
+        self, source: Graph, target: Target, backend: str, folder: Path, progress: Callable[[float, str], None]
+    ) -> Engine:
+        """Build where this machine can; else keep the graph and say how to finish it."""
+        strict = self.require == "realised"
+        if backend == "onnxruntime":
+            from openclaw_opt.backends import onnxruntime
+
+            return onnxruntime.build(source, target, folder, progress, require_realised=strict)
+        from openclaw_opt.backends import tensorrt
+
+        obstacle = tensorrt.cannot_build(target)
+        if obstacle:
+            engine = tensorrt.unfinished(source, target, folder, obstacle)
+            engine.write_facts(
+                engine.facts.model_copy(update={"finish_command": "openclaw-opt build ARTIFACT --resume"})
+            )
+            return engine
+        return tensorrt.build(source, target, self._options(source), folder, lambda phase, part: progress(part, phase))
+
+    def _options(self, source: Graph) -> Any:
+        from openclaw_opt.backends.tensorrt import TensorrtOptions
+        from openclaw_opt.backends.trt_profiles import Profiles
+
+        defaults, longest = Profiles(), source.facts.context
+        prompt = self.prompt or defaults.prompt
+        if self.prompt is None and longest is not None:
+            prompt = (1, min(prompt[1], longest), min(prompt[2], longest))
+        return TensorrtOptions(
+            profiles=Profiles(batch=self.batch or defaults.batch, prompt=prompt),
+            timeout_s=None if self.timeout_minutes is None else 60 * self.timeout_minutes,
+            require_realised=self.require == "realised",
+        )

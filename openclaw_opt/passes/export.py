@@ -1,0 +1,56 @@
+"""export: one portable ONNX graph of standard operators, everything that may vary left dynamic."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from openclaw_opt.artifacts import FloatType, Graph, Model
+from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+
+
+class Export(Pass):
+    """Write the model as ONNX (opset 23): dynamic batch, length and past; low-bit weights stay low-bit."""
+
+    kind: ClassVar[Kind] = "exact"
+    summary: ClassVar[str] = "write one portable ONNX graph, checked against PyTorch on prefill and on decode steps"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "transformers")
+    reads: ClassVar[tuple[str, ...]] = ("target",)
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Type of what is not quantized. `auto`: float16 for a GPU, float32 for a CPU."""
+
+    def dtype_for(self, backend: str) -> FloatType:
+        """What `auto` stands for on that backend."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "float16" if backend == "tensorrt" else "float32"
+
+    def check(self, view: View) -> list[Complaint]:
+        dtype = self.dtype_for(view.backend)
+        if view.backend == "onnxruntime" and not view.target.is_gpu and dtype != "float32":
+            return [
+                Complaint(
+                    f"ONNX Runtime on a CPU computes {dtype} graphs in float32 after casting every tensor",
+                    option="dtype",
+                    fix="dtype: float32",
+                )
+            ]
+        if dtype == "bfloat16" and view.target.is_gpu and view.target.compute < (8, 0):
+            return [Complaint(f"{view.target.title} has no bfloat16", option="dtype", fix="dtype: float16")]
+        return []
+
+    def run(self, source: Model, work: Work) -> Done[Graph]:
+        from openclaw_opt.models.export import export_graph
+
+        dtype = self.dtype_for(work.backend)
+        work.progress(0.1, f"writing ONNX in {dtype}")
+        graph = export_graph(source, work.folder, dtype=dtype)
+        import onnx
+
+        nodes = len(onnx.load(str(graph.onnx), load_external_data=False).graph.node)
+        return Done(
+            graph,
+            changed=f"wrote {nodes} nodes in {dtype}, opset {graph.facts.opset}",
+            count=nodes,
+            details={"nodes": nodes},
+        )

@@ -1,0 +1,76 @@
+"""fuse: the portable graph in the form one runtime is fastest with. An exact rewrite, verified as such."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from openclaw_opt.artifacts import Graph
+from openclaw_opt.models.spec import DecoderSpec
+from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+
+
+class Fuse(Pass):
+    """Lower the portable graph for the backend that will build it: fused attention with an in-place cache, fused norms."""
+
+    kind: ClassVar[Kind] = "exact"
+    summary: ClassVar[str] = (
+        "lower the portable graph for ONNX Runtime or TensorRT, verified step by step against itself"
+    )
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime-gpu")
+    reads: ClassVar[tuple[str, ...]] = ("target",)
+
+    context: int | None = Field(None, gt=0)
+    """Decoders: longest sequence, past and new tokens, the engine's cache holds. Default: the checkpoint's own limit."""
+    accuracy_level: int | None = Field(None, ge=0, le=4)
+    """ONNX Runtime, weight-only formats: 4 lets the kernel quantize activations to int8 inside a block (fastest; the default),
+    0 computes in float32. The deviation of level 4 is measured by the build."""
+
+    def check(self, view: View) -> list[Complaint]:
+        from openclaw_opt.formats import FORMATS
+
+        found = []
+        if self.context is not None and not isinstance(view.spec, DecoderSpec):
+            found.append(Complaint(f"`context` has no effect on a {view.spec.task}: it has no cache", option="context"))
+        if isinstance(view.spec, DecoderSpec) and self.context is not None and self.context > view.spec.context:
+            found.append(
+                Complaint(
+                    f"context {self.context} is more than the {view.spec.context} tokens the checkpoint was made for",
+                    option="context",
+                    fix=f"context: {view.spec.context}",
+                )
+            )
+        formats = [FORMATS[str(p.model_dump().get("format"))] for p in view.earlier if p.word == "quantize"]
+        weight_only = view.backend == "onnxruntime" and any(fmt.weight_only for fmt in formats)
+        if self.accuracy_level is not None and not weight_only:
+            found.append(
+                Complaint(
+                    "`accuracy_level` only changes weight-only formats on ONNX Runtime",
+                    option="accuracy_level",
+                    fix="take it out",
+                )
+            )
+        return found
+
+    def run(self, source: Graph, work: Work) -> Done[Graph]:
+        work.progress(0.2, f"lowering for {work.backend}")
+        graph = self._lower(source, work)
+        fusions = graph.facts.fusions
+        told = ", ".join(f"{count} {name}" for name, count in sorted(fusions.items()) if count)
+        return Done(
+            graph,
+            changed=told or "kept as it is: encoders are fused by the runtime itself",
+            count=max(1, sum(fusions.values())),
+            details={"fusions": fusions},
+        )
+
+    def _lower(self, source: Graph, work: Work) -> Graph:
+        if work.backend == "tensorrt":
+            from openclaw_opt.graph import to_tensorrt
+
+            return to_tensorrt.lower(source, work.folder, self.context)
+        from openclaw_opt.graph import to_onnxruntime
+
+        level = {} if self.accuracy_level is None else {"accuracy_level": self.accuracy_level}
+        return to_onnxruntime.lower(source, work.folder, **level)

@@ -1,0 +1,232 @@
+"""The whole program on one page: check, plan, run the passes, measure, judge, publish.
+
+A fold over the steps with one hook for progress. Each step's result goes into the store with its record, so that the next
+build takes it from there; what a step needs of the outside world is in `Work`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model
+from openclaw_opt.backends.engines import cannot_run
+from openclaw_opt.errors import MachineError, OptError, VerificationError
+from openclaw_opt.judge import judge
+from openclaw_opt.measure import measure, with_latency
+from openclaw_opt.memory import Peak, peak_memory
+from openclaw_opt.passes import Done, Work
+from openclaw_opt.plan import Plan, Step, make_plan, output_folder, steps_until, why_redone
+from openclaw_opt.publish import Manifest, locked, prepare, publish, read_manifest
+from openclaw_opt.recipe import Recipe
+from openclaw_opt.records import PassRecord, Report, Verification
+from openclaw_opt.store import Store, tree_size
+
+KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
+WEIGHTS = (".safetensors", ".onnx", ".data", ".plan")
+
+
+class Hooks(Protocol):
+    """How a build tells what it does. The terminal implements it; tests record it."""
+
+    def started(self, title: str, position: int, total: int) -> None: ...
+    def progress(self, fraction: float, text: str) -> None: ...
+    def finished(self, record: PassRecord) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the passes gave: the records, and the last artifact."""
+
+    records: tuple[PassRecord, ...]
+    artifact: Artifact
+    key: str
+    redone: bool
+
+
+def build(
+    recipe: Recipe, *, store: Store, output: Path | None = None, until: str | None = None, hooks: Hooks
+) -> Report:
+    """Do the recipe. The report's `exit_code` says whether it is within budget; every other failure is raised."""
+    began, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
+    folder = output_folder(recipe, output)
+    with locked(folder), disk_errors(), peak_memory() as peak:
+        prepare(folder)
+        plan = make_plan(recipe, store)
+        steps = steps_until(plan, until)
+        outcome = run_steps(plan, steps, store, read_manifest(folder), hooks)
+        measurements = measure(plan, steps, outcome.artifact, store, hooks)
+        records = with_latency(outcome.records, measurements)
+        report = judge(
+            plan,
+            records,
+            outcome.artifact,
+            measurements,
+            started=started.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - began,
+            peak_bytes=peak.bytes,
+            partial=until is not None and len(steps) < len(plan.steps),
+            output=folder,
+        )
+        publish(folder, report, outcome.artifact, Manifest.of(plan, steps, records, report))
+    return report
+
+
+def run_steps(plan: Plan, steps: tuple[Step, ...], store: Store, last: Manifest | None, hooks: Hooks) -> Outcome:
+    """Run or fetch each step in turn."""
+    artifact: Artifact | Checkpoint = plan.checkpoint
+    records: list[PassRecord] = []
+    redone = False
+    for step in steps:
+        hooks.started(step.part.word, step.index + 1, len(steps))
+        found = _fetched(step, store)
+        if found is None:
+            redone = True
+            why = why_redone(step, last.ingredients_of(step) if last else None)
+            found = _run(plan, step, artifact, store, hooks, why)
+        record, artifact = found
+        records.append(record)
+        hooks.finished(record)
+    assert isinstance(artifact, Artifact)
+    return Outcome(tuple(records), artifact, steps[-1].key, redone)
+
+
+def _fetched(step: Step, store: Store) -> tuple[PassRecord, Artifact] | None:
+    """The step's result from the store, if it is there and whole."""
+    stored = store.find(step.key)
+    if stored is None:
+        return None
+    artifact = KINDS[stored["kind"]](store.folder(step.key))
+    if tree_size(artifact.folder) - (artifact.folder / "done.json").stat().st_size != stored["bytes"]:
+        store.drop(step.key)  # damaged: made again rather than trusted
+        return None
+    record = PassRecord.model_validate(stored["record"])
+    return record.model_copy(update={"cached": True, "redone_why": ""}), artifact
+
+
+def _run(
+    plan: Plan, step: Step, source: Artifact | Checkpoint, store: Store, hooks: Hooks, why: str
+) -> tuple[PassRecord, Artifact]:
+    part = step.part
+    with store.making() as folder, peak_memory() as peak:
+        began = time.monotonic()
+        done = _done(step, source, _work(plan, folder, store, hooks))
+        seconds = time.monotonic() - began
+        hooks.progress(0.9, "verifying")
+        verification = _verified(plan, step, source, done, folder)
+        accuracy = _accuracy(plan, done, store, hooks) if part.kind == "lossy" else ()
+        record = _record(step, done, verification, accuracy, seconds=seconds, peak=peak, why=why)
+        size = tree_size(folder)
+        stored = {"kind": type(done.artifact).__name__, "bytes": size, "record": record.model_dump(mode="json")}
+        final = store.keep(folder, step.key, stored | {"ingredients": step.ingredients})
+    return record, replace(done.artifact, folder=final)
+
+
+def _done(step: Step, source: Artifact | Checkpoint, work: Work) -> Done[Any]:
+    """Run the pass; a pass that changed nothing has failed."""
+    try:
+        done = step.part.run(source, work)
+    except OptError as error:
+        error.where = error.where or f"pass {step.index + 1} `{step.part.word}`"
+        raise
+    if done.count == 0:
+        raise VerificationError(
+            f"pass `{step.part.word}` changed nothing",
+            fix="take it out of the recipe, or give it options that change something",
+        )
+    return done
+
+
+def _work(plan: Plan, folder: Path, store: Store, hooks: Hooks) -> Work:
+    recipe = plan.recipe
+    return Work(
+        folder=folder,
+        checkpoint=plan.checkpoint,
+        target=recipe.target,
+        backend=recipe.backend,
+        calibration=recipe.calibration,
+        data_cache=store.root / "data",
+        seed=recipe.seed,
+        progress=lambda fraction, text: hooks.progress(0.85 * fraction, text),
+    )
+
+
+def _verified(
+    plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[Any], folder: Path
+) -> Verification | None:
+    from openclaw_opt import verify
+
+    if step.part.kind == "lossy":
+        return None
+    if isinstance(done.artifact, Engine) and cannot_run(done.artifact.facts):
+        return None  # the graph it is made of was verified by the pass before
+    return verify.compare(step.part, source, done.artifact, verify.make_probe(plan.spec, plan.recipe.seed))
+
+
+def _accuracy(plan: Plan, done: Done[Any], store: Store, hooks: Hooks) -> tuple[Measurement, ...]:
+    from openclaw_opt import evaluate
+
+    if plan.recipe.evaluation is None:
+        return ()
+    hooks.progress(0.95, "measuring what it cost in accuracy")
+    return evaluate.accuracy_of(plan, done.artifact, store)
+
+
+def _record(
+    step: Step,
+    done: Done[Any],
+    verification: Verification | None,
+    accuracy: tuple[Measurement, ...],
+    *,
+    seconds: float,
+    peak: Peak,
+    why: str,
+) -> PassRecord:
+    details = dict(done.details)
+    layers = details.pop("layers", [])
+    return PassRecord(
+        index=step.index,
+        word=step.part.word,
+        options=step.part.model_dump(mode="json"),
+        kind=step.part.kind,
+        changed=done.changed,
+        seconds=seconds,
+        peak_bytes=peak.bytes,
+        cached=False,
+        redone_why=why,
+        size_bytes=weight_bytes(done.artifact.folder),
+        parameters=details.pop("parameters", None),
+        verification=verification,
+        accuracy=accuracy,
+        layers=tuple(layers),
+        details=details,
+    )
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of what the model is made of; tokenizers, logs and reports are left out."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHTS)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """A full disk is the machine's fault: exit code 3, and the store has kept every pass that was whole."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MachineError(
+            "the disk is full",
+            where=str(error.filename or ""),
+            fix="free space and run the same command: whole passes are kept",
+        ) from error
+    except MemoryError as error:
+        raise MachineError("out of memory", fix="fewer or shorter calibration samples, or a larger machine") from error

@@ -1,0 +1,252 @@
+"""What will run, what is cached, what it needs, and what cannot be done: everything that can be known before work starts.
+
+Nothing here imports torch. A step's key is the digest of its ingredients: the pass and its options, the key of its input,
+the facts it reads (target row, calibration data), the versions of its tools and the code of this package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openclaw_opt.checkpoint import Checkpoint, Listing, list_checkpoint
+from openclaw_opt.data import Source, overlap
+from openclaw_opt.errors import MachineError, OptError, RecipeError, nearest
+from openclaw_opt.parts import ROOT
+from openclaw_opt.passes import Pass, View
+from openclaw_opt.recipe import Recipe
+from openclaw_opt.store import Store, digest, sha256_file
+from openclaw_opt.versions import version_of
+
+if TYPE_CHECKING:
+    from openclaw_opt.models.spec import DecoderSpec, HfSpec
+
+UNTIL = {"model": "Model", "graph": "Graph", "engine": "Engine"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of the plan. `cached` says that its result is in the store."""
+
+    index: int
+    part: Pass
+    key: str
+    ingredients: dict[str, Any]
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that can be done, in steps."""
+
+    recipe: Recipe
+    listing: Listing
+    checkpoint: Checkpoint
+    spec: DecoderSpec | HfSpec
+    steps: tuple[Step, ...]
+
+
+def check_recipe(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
+    """Every check that needs no work. Raises RecipeError with all mistakes, MachineError when only the machine is at fault."""
+    listing, spec = _inspect(recipe)
+    mistakes: list[OptError] = [*_legality(recipe, spec), *_data_mistakes(recipe, spec)]
+    if mistakes:
+        raise RecipeError("the recipe cannot be done", where=str(recipe.file), mistakes=mistakes)
+    for source in (recipe.calibration, recipe.evaluation):
+        missing = source.missing() if source is not None else None
+        if missing is not None:
+            raise missing
+    return listing, spec
+
+
+def _inspect(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
+    from openclaw_opt.models.spec import spec_from_config
+
+    weights_only = bool(getattr(recipe.passes[0], "weights_only", False))
+    try:
+        listing = list_checkpoint(recipe.model, weights_only=weights_only)
+        return listing, spec_from_config(listing.config)
+    except RecipeError as error:
+        inner = f"{error.where}: " if error.where and error.where != recipe.model else ""
+        where = recipe.located.place(("model",))
+        raise RecipeError(f"model {recipe.model}: {inner}{error.what}", where=where, fix=error.fix) from error
+
+
+def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
+    for index, part in enumerate(recipe.passes):
+        for complaint in part.check(_view(recipe, spec, index)):
+            yield RecipeError(
+                f"{part.word}: {complaint.what}", where=recipe.place_of(index, complaint.option), fix=complaint.fix
+            )
+    for i, metric in enumerate(recipe.metrics):
+        if spec.task not in metric.tasks:
+            fits = ", ".join(metric.tasks)
+            yield RecipeError(
+                f"metric {metric.word!r} measures {fits} models; this one is a {spec.task}",
+                where=recipe.located.place(("metrics", i)),
+            )
+
+
+def _view(recipe: Recipe, spec: DecoderSpec | HfSpec, index: int) -> View:
+    return View(spec, recipe.target, recipe.backend, recipe.calibration, recipe.passes[:index])
+
+
+def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
+    calibration, evaluation = recipe.calibration, recipe.evaluation
+    place = recipe.located.place(("data", "evaluation"))
+    kind = "images" if spec.task == "vision" else "text"
+    for role, source in (("calibration", calibration), ("evaluation", evaluation)):
+        if source is not None and source.kind != kind:
+            where = recipe.located.place(("data", role))
+            yield RecipeError(
+                f"{role} data is {source.kind}, but the model is a {spec.task} and needs {kind}", where=where
+            )
+    if evaluation is None and any(metric.needs_data for metric in recipe.metrics):
+        words = ", ".join(metric.word for metric in recipe.metrics if metric.needs_data)
+        yield RecipeError(f"metrics {words} need `data.evaluation`", where=recipe.located.place(("metrics",)))
+    try:
+        shared = overlap(calibration, evaluation) if calibration is not None and evaluation is not None else None
+    except OptError as error:
+        yield error
+        return
+    if shared:
+        yield RecipeError(
+            f"calibration and evaluation data overlap: {shared}",
+            where=place,
+            fix="evaluate on data that no pass has seen",
+        )
+
+
+def make_plan(recipe: Recipe, store: Store) -> Plan:
+    """Check, then key every step. Raises what `check_recipe` raises, and MachineError when the disk is too small."""
+    hashes = Hashes(store.root / "hashes.json")
+    listing, spec = check_recipe(recipe)
+    checkpoint = Checkpoint(listing.folder, listing.config, {path.name: hashes.of(path) for path in listing.weights})
+    hashes.write()
+    steps: list[Step] = []
+    config = digest(checkpoint.config)
+    before: dict[str, Any] = {
+        "checkpoint": {"files": checkpoint.files, "config": config, "assets": listing.assets_digest()}
+    }
+    for index, part in enumerate(recipe.passes):
+        ingredients = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, spec, index))}
+        key = digest(ingredients)
+        steps.append(Step(index, part, key, ingredients, store.find(key) is not None))
+        before = {"input": {"pass": part.word, "key": key}}
+    plan = Plan(recipe, listing, checkpoint, spec, tuple(steps))
+    _check_disk(plan, store)
+    return plan
+
+
+def _ingredients(part: Pass, recipe: Recipe) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "pass": part.word,
+        "options": part.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "tools": {name: version_of(name) for name in part.tools},
+        "openclaw_opt": source_digest(),
+    }
+    if "target" in part.reads:
+        facts["target"] = asdict(recipe.target) | {"backend": recipe.backend, "hourly_usd": None}
+    if "calibration" in part.reads:
+        facts["calibration"] = source_facts(recipe.calibration)
+    return facts
+
+
+def source_facts(source: Source | None) -> dict[str, Any]:
+    """What decides the content of a data source, without reading it whole."""
+    if source is None:
+        return {}
+    return {**source.described(), "identities": digest(sorted(source.identities())), "python": sys.version.split()[0]}
+
+
+@cache
+def source_digest() -> str:
+    """Digest of this package's own code: another version must not serve this one's results."""
+    files = sorted(path for path in ROOT.rglob("*.py") if "report" not in path.parts and "cli" not in path.parts)
+    return digest({str(path.relative_to(ROOT)): digest(path.read_text(encoding="utf-8")) for path in files})[:16]
+
+
+class Hashes:
+    """sha256 of weight files; one of unchanged size and time comes from the list in `file`, so that 16 GB are read once."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def of(self, path: Path) -> str:
+        stat = path.stat()
+        tag = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+        self._known[tag] = self._known.get(tag) or sha256_file(path)
+        return self._known[tag]
+
+    def write(self) -> None:
+        if not self._file.parent.is_dir():
+            return  # the store is made by the first pass that runs
+        part = self._file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(self._known))
+        part.replace(self._file)
+
+
+def why_redone(step: Step, last: Mapping[str, Any] | None) -> str:
+    """What changed since the last build into this folder, e.g. `options.format: int8 → int4`."""
+    if last is None:
+        return "first build"
+    old, new = dict(_flat(last)), dict(_flat(step.ingredients))
+    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if changed == ["input.key"]:
+        return f"its input changed: `{step.ingredients['input']['pass']}` was redone"
+    told = [f"{name}: {_short(old.get(name))} → {_short(new.get(name))}" for name in changed if name != "input.key"]
+    return "; ".join(told[:3]) or "its result is no longer in the cache"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:8]}…"
+
+
+def _check_disk(plan: Plan, store: Store) -> None:
+    """Each pass that runs may write as much as the checkpoint in fp32; the sum must fit now, not after an hour."""
+    missing = sum(not step.cached for step in plan.steps)
+    need = missing * 2 * sum(path.stat().st_size for path in plan.listing.weights)
+    folder = store.root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise MachineError(
+            f"the cache needs up to {need / 2**30:.1f} GiB for {missing} passes and {free / 2**30:.1f} GiB are free",
+            where=str(store.root),
+            fix="free space, or --cache a folder on a larger disk",
+        )
+
+
+def steps_until(plan: Plan, until: str | None) -> tuple[Step, ...]:
+    """The steps up to and with the last that gives the named artifact (`model`, `graph`, `engine`); all if None."""
+    if until is None:
+        return plan.steps
+    if until not in UNTIL:
+        raise RecipeError(f"--until {until}: unknown stage", fix=nearest(until, UNTIL))
+    ends = [step.index for step in plan.steps if step.part.gives().__name__ == UNTIL[until]]
+    if not ends:
+        raise RecipeError(f"--until {until}: no pass of the recipe gives a {UNTIL[until]}", where=str(plan.recipe.file))
+    return plan.steps[: ends[-1] + 1]
+
+
+def output_folder(recipe: Recipe, output: Path | None) -> Path:
+    return (output or Path("build") / recipe.name).absolute()

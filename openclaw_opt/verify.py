@@ -1,0 +1,123 @@
+"""Compares an artifact with the one before it: same outputs on the probe batch, or the pass is not exact.
+
+The probe is seeded random input of unequal lengths, so it reads no data set. A decoder is compared on every position of a
+prefill and then step by step through its cache, each step against the same positions of one whole prefill.
+
+    largest difference = max|a − b| / max|a|    over all compared outputs, a before the pass, b after it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openclaw_opt.artifacts import Artifact, Checkpoint, Model
+from openclaw_opt.backends import DecoderSession, GenericSession, Session
+from openclaw_opt.errors import VerificationError
+from openclaw_opt.models.spec import DecoderSpec, HfSpec
+from openclaw_opt.passes import Pass
+from openclaw_opt.records import Verification
+
+BATCH, PROMPT, STEPS = 2, 24, 4
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs of the comparison. `ids` [batch, length] int64 for text; `feed` for encoders and vision models."""
+
+    ids: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    feed: dict[str, NDArray[Any]]
+
+
+def make_probe(spec: DecoderSpec | HfSpec, seed: int) -> Probe:
+    """Seeded random tokens (or pixels) that fit the model."""
+    rng = np.random.default_rng(seed)
+    if isinstance(spec, DecoderSpec):
+        length = min(PROMPT + STEPS, spec.context)
+        ids = rng.integers(0, spec.vocab, (BATCH, length), dtype=np.int64)
+        return Probe(ids, np.array([length, max(STEPS + 1, length * 2 // 3)], np.int64), {})
+    if spec.task == "vision":
+        assert spec.image is not None
+        return Probe(
+            np.zeros((0, 0), np.int64),
+            np.zeros(0, np.int64),
+            {"pixel_values": rng.standard_normal((BATCH, *spec.image)).astype(np.float32)},
+        )
+    ids = rng.integers(0, spec.vocab or 2, (BATCH, PROMPT), dtype=np.int64)
+    mask = (np.arange(PROMPT) < np.array([[PROMPT], [PROMPT * 2 // 3]])).astype(np.int64)
+    feed = {"input_ids": ids, "attention_mask": mask}
+    return Probe(ids, mask.sum(1), feed | ({"token_type_ids": np.zeros_like(ids)} if spec.token_types else {}))
+
+
+def compare(part: Pass, before: Artifact | Checkpoint, after: Artifact, probe: Probe) -> Verification:
+    """The verification of an exact pass. Raises VerificationError when the outputs differ by more than its tolerance."""
+    a, b = outputs(before, probe), outputs(after, probe)
+    tolerance = part.tolerance_of(after)
+    value = difference(a, b)
+    what = f"{' and '.join(a)} on {BATCH} probe inputs, {_runtime(before)} against {_runtime(after)}"
+    if not value <= tolerance:  # also catches NaN
+        raise VerificationError(
+            f"pass `{part.word}` is exact, but outputs differ by {value:.3g} of the largest output (tolerance {tolerance:g}) "
+            f"in {_worst(a, b)}",
+            fix="this is a fault of openclaw-opt or of a runtime, not of the recipe: report it with the recipe and the model",
+        )
+    return Verification(kind="exact", what=what, value=value, tolerance=tolerance, ok=True)
+
+
+def difference(a: dict[str, Array], b: dict[str, Array]) -> float:
+    """Largest absolute difference over the largest absolute value of `a`; NaN anywhere gives NaN."""
+    top = max(float(np.abs(x).max()) for x in a.values())
+    gap = [float(np.abs(x - b[name]).max()) for name, x in a.items()]
+    return float("nan") if any(np.isnan(gap)) else max(gap) / max(top, 1e-30)
+
+
+def _worst(a: dict[str, Array], b: dict[str, Array]) -> str:
+    return max(a, key=lambda name: np.nan_to_num(float(np.abs(a[name] - b[name]).max()), nan=np.inf))
+
+
+def _runtime(artifact: Artifact | Checkpoint) -> str:
+    if isinstance(artifact, Checkpoint):
+        return "transformers"
+    return "PyTorch" if isinstance(artifact, Model) else "ONNX Runtime"
+
+
+def outputs(artifact: Artifact | Checkpoint, probe: Probe) -> dict[str, Array]:
+    """What the artifact computes on the probe, by output name."""
+    from openclaw_opt.backends.engines import open_session
+
+    with open_session(artifact) as session:
+        return session_outputs(session, probe)
+
+
+def session_outputs(session: Session, probe: Probe) -> dict[str, Array]:
+    """Prefill of unequal lengths in one batch, then decode steps through the session's cache; only real positions.
+
+    Raises VerificationError when a sequence in the batch is not what it is alone.
+    """
+    if isinstance(session, GenericSession):
+        return _real(session.infer(probe.feed), probe)
+    assert isinstance(session, DecoderSession)
+    prompts = probe.lengths - STEPS
+    whole = [session.logits(probe.ids[i : i + 1, :n])[0] for i, n in enumerate(prompts)]
+    ids = probe.ids[:, : prompts.max()]
+    last = session.prefill(ids, prompts)
+    for row, got in zip(whole, last, strict=True):
+        if not np.allclose(row[-1], got, rtol=1e-2, atol=1e-2 * float(np.abs(row).max())):
+            raise VerificationError("prefill of unequal lengths in one batch differs from each sequence alone")
+    found = {"prefill logits": np.concatenate(whole)}
+    for step in range(STEPS):
+        found[f"decode step {step + 1} logits"] = session.decode(probe.ids[np.arange(len(prompts)), prompts + step])
+    return found
+
+
+def _real(found: dict[str, Array], probe: Probe) -> dict[str, Array]:
+    """Drop padded positions of per-token outputs: what stands there is nobody's promise."""
+    if not len(probe.lengths):
+        return found
+    mask = np.arange(probe.ids.shape[1]) < probe.lengths[:, None]
+    return {name: x[mask] if x.ndim == 3 and x.shape[:2] == mask.shape else x for name, x in found.items()}
