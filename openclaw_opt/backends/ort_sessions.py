@@ -18,6 +18,7 @@ Three session options decide whether the numbers are right, and are set here for
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -44,15 +45,15 @@ QUIET = 3
 """ONNX Runtime's severity `error`: its warnings about hardware-specific saved graphs and missing GPUs are ours to say."""
 
 
-def session_options(threads: int | None, *, float8: bool) -> ort.SessionOptions:
-    """`threads` None lets ONNX Runtime take every physical core."""
+def session_options(graph: Graph, *, threads: int | None = None) -> ort.SessionOptions:
+    """Options under which the graph's numbers are right; `threads` None lets ONNX Runtime take every physical core."""
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
-    if float8:
+    if has_float8(graph):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return options
 
@@ -72,10 +73,10 @@ def providers(device: str) -> list[str]:
 
 
 def open_runtime(
-    graph: Graph, *, threads: int | None = None, device: str = "cpu", options: ort.SessionOptions | None = None
+    graph: Graph, *, device: str = "cpu", options: ort.SessionOptions | None = None
 ) -> ort.InferenceSession:
     """The graph in ONNX Runtime. Raises MachineError where it has no kernel for it or cannot get the memory."""
-    chosen = options or session_options(threads, float8=has_float8(graph))
+    chosen = options or session_options(graph)
     try:
         session = ort.InferenceSession(str(graph.onnx), chosen, providers=providers(device))
     except ort_errors() as error:
@@ -99,13 +100,17 @@ def ort_errors() -> tuple[type[Exception], ...]:
 class OrtGeneric(GenericSession):
     """An encoder or a vision model."""
 
-    def __init__(self, graph: Graph, *, threads: int | None = None, device: str = "cpu") -> None:
-        self._session: ort.InferenceSession | None = open_runtime(graph, threads=threads, device=device)
+    def __init__(self, graph: Graph, *, device: str = "cpu", options: ort.SessionOptions | None = None) -> None:
+        self._session: ort.InferenceSession | None = open_runtime(graph, device=device, options=options)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._inputs = {value.name: NUMPY.get(value.type) for value in self._session.get_inputs()}
 
     def close(self) -> None:
         self._session = None
+
+    def end_profiling(self) -> Path:
+        """The file with what ran since the session was opened; its options must have enabled it."""
+        return _profile(self._session)
 
     def infer(self, feed: dict[str, NDArray[np.generic]]) -> dict[str, Floats]:
         """Arrays by input name -> every output as float32. Raises RecipeError for a missing or unknown input."""
@@ -122,13 +127,18 @@ class OrtDecoder(DecoderSession):
 
     Args:
         graph: its facts say the dialect, the caches' shapes and the context.
-        threads: within one operator; None takes every physical core.
         device: `cpu` or `cuda`.
+        options: from `session_options`; None for every physical core.
         capacity: tokens a sequence may grow to after `prefill`; less than the context saves memory.
     """
 
     def __init__(
-        self, graph: Graph, *, threads: int | None = None, device: str = "cpu", capacity: int | None = None
+        self,
+        graph: Graph,
+        *,
+        device: str = "cpu",
+        options: ort.SessionOptions | None = None,
+        capacity: int | None = None,
     ) -> None:
         facts = graph.facts
         if facts.task != "decoder" or not facts.kv or facts.context is None:
@@ -137,7 +147,7 @@ class OrtDecoder(DecoderSession):
         self.context: int = facts.context
         self.capacity: int = min(capacity or facts.context, facts.context)
         self._device = device
-        self._session: ort.InferenceSession | None = open_runtime(graph, threads=threads, device=device)
+        self._session: ort.InferenceSession | None = open_runtime(graph, device=device, options=options)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._cache = _CACHES[facts.dialect](facts, device)
         self._lengths: Ids = np.zeros(0, np.int64)
@@ -146,6 +156,10 @@ class OrtDecoder(DecoderSession):
     def close(self) -> None:
         self._session = None
         self._cache.clear()
+
+    def end_profiling(self) -> Path:
+        """The file with what ran since the session was opened; its options must have enabled it."""
+        return _profile(self._session)
 
     def logits(self, ids: Ids) -> Floats:
         """Every position's logits: [batch, length] int64 -> [batch, length, vocab] float32; the cache stays as it is."""
@@ -190,6 +204,12 @@ class OrtDecoder(DecoderSession):
         values = binding.get_outputs()
         cache.keep(values[1:])
         return cast("Floats", np.array(values[0].numpy(), np.float32))
+
+
+def _profile(session: ort.InferenceSession | None) -> Path:
+    """The profile of a session whose options enabled one; it ends with this call."""
+    assert session is not None, "the session is closed"
+    return Path(session.end_profiling())
 
 
 def _check_length(length: int, limit: int, what: str) -> None:
@@ -319,6 +339,7 @@ def _zeros(shape: tuple[int, ...], dtype: FloatType, device: str) -> Any:
 
 def open_graph(graph: Graph, *, threads: int | None = None, device: str = "cpu") -> OrtDecoder | OrtGeneric:
     """The session that fits the graph's task."""
+    options = session_options(graph, threads=threads)
     if graph.facts.task == "decoder":
-        return OrtDecoder(graph, threads=threads, device=device)
-    return OrtGeneric(graph, threads=threads, device=device)
+        return OrtDecoder(graph, device=device, options=options)
+    return OrtGeneric(graph, device=device, options=options)

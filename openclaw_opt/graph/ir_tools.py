@@ -5,6 +5,7 @@ Reading is lazy: initializers stay in `model.onnx.data` until they are written, 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,14 @@ def copy_assets(source: Graph, result: Graph) -> None:
     """Copy config and tokenizer files on, if there are any."""
     if source.assets.is_dir():
         shutil.copytree(source.assets, result.assets, dirs_exist_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """`target` is the same file where the file system can link, else a copy; weights are never written to in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def sweep(model: ir.Model) -> None:

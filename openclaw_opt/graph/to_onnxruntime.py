@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
-from openclaw_opt.artifacts import Graph, GraphFacts, LayerFormat
+from openclaw_opt.artifacts import Graph, GraphFacts
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.formats import format_named
 from openclaw_opt.graph import fuse_attention, fuse_matmul_nbits, fuse_skip_norm, fuse_unsigned_weights, ir_tools
@@ -24,12 +25,13 @@ EXACT = 0
 SHOWN = 5
 
 
-def lower(graph: Graph, folder: Path, *, accuracy_level: int = FAST) -> Graph:
+def lower(graph: Graph, folder: Path, *, accuracy_level: int = FAST, context: int | None = None) -> Graph:
     """Write the graph in dialect `onnxruntime` into `folder`.
 
     Args:
         graph: a portable graph of any task.
         accuracy_level: of the weight-only kernels; `EXACT` computes in the activations' type, `FAST` in int8.
+        context: longest sequence the cache is made for, in tokens, where it is to be less than the graph is right for.
 
     Raises:
         VerificationError: a rewrite that should apply did not; every node that refused is named with its reason.
@@ -51,8 +53,32 @@ def lower(graph: Graph, folder: Path, *, accuracy_level: int = FAST) -> Graph:
     result = ir_tools.write_model(model, folder)
     ir_tools.copy_assets(graph, result)
     counts = {fused.name: fused.count for fused in fusions if fused.count}
-    result.write_facts(facts.model_copy(update={"dialect": "onnxruntime", "fusions": {**facts.fusions, **counts}}))
+    changes = {
+        "dialect": "onnxruntime",
+        "fusions": {**facts.fusions, **counts},
+        "context": _shorter(facts.context, context),
+    }
+    result.write_facts(facts.model_copy(update=changes))
     return result
+
+
+def with_accuracy_level(graph: Graph, folder: Path, level: int) -> Graph:
+    """A lowered graph with another `accuracy_level`, its weights linked: to compare a rewrite exactly, or state a level's cost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    proto = onnx.load(str(graph.onnx), load_external_data=False)
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == fuse_matmul_nbits.NAME and attribute.name == "accuracy_level":
+                attribute.i = level
+    twin = Graph(folder)
+    onnx.save(proto, str(twin.onnx))
+    ir_tools.link_or_copy(graph.folder / ir_tools.DATA_FILE, folder / ir_tools.DATA_FILE)
+    twin.write_facts(graph.facts)
+    return twin
+
+
+def _shorter(one: int | None, other: int | None) -> int | None:
+    return min((limit for limit in (one, other) if limit is not None), default=None)
 
 
 def _wanted(facts: GraphFacts) -> list[tuple[int, int | None]]:
@@ -81,7 +107,3 @@ def _drop_unused_positions(model: ir.Model) -> None:
     positions = ir_tools.input_named(model, "position_ids")
     if positions is not None and not positions.uses():
         model.graph.inputs.remove(positions)
-
-
-def quantized_names(layers: tuple[LayerFormat, ...]) -> frozenset[str]:
-    return frozenset(layer.name for layer in layers)
