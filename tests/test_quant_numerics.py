@@ -162,6 +162,21 @@ def test_nvfp4_equals_modelopt_bit_for_bit(array: np.ndarray) -> None:
 
 
 @fast
+@given(MATRICES, st.sampled_from(["int8", "int4", "fp8"]))
+def test_codes_equal_modelopt_bit_for_bit(array: np.ndarray, kind: str) -> None:
+    from modelopt.torch.quantization.tensor_quant import fake_tensor_quant, scaled_e4m3
+
+    x = torch.from_numpy(array)
+    amax = q.channel_amax(x)
+    integers = fake_tensor_quant(x, amax, None, 4 if kind == "int4" else 8, False, False)
+    theirs = scaled_e4m3(x, amax, None, 4, 3) if kind == "fp8" else integers
+    scale = q.scale_of(amax, kind)
+    same = q.quantize(theirs, amax, kind).float()
+    assert torch.equal(q.quantize(x, amax, kind).float(), same)
+    assert torch.allclose(q.dequantize(q.quantize(x, amax, kind), scale), theirs, rtol=1e-6, atol=0)
+
+
+@fast
 @given(MATRICES)
 def test_nvfp4_error_is_at_most_a_quarter_of_the_block(array: np.ndarray) -> None:
     x = torch.from_numpy(array)

@@ -69,7 +69,9 @@ def quantize(x: Tensor, amax: Tensor, kind: str) -> Tensor:
         int8 (codes of `int8` and `int4`) or float8_e4m3fn, of x's shape.
     """
     top, wide = TOP[kind], amax.float()
-    inverse = torch.where(wide > DEAD, top / wide, torch.zeros_like(wide))
+    # nvidia-modelopt divides the integers' top but multiplies FP8's by the reciprocal: ties fall as the last bit says.
+    step = wide.reciprocal() * top if kind == "fp8" else torch.full_like(wide, top) / wide
+    inverse = torch.where(wide > DEAD, step, torch.zeros_like(wide))
     scaled = (x.float() * inverse).clamp(BOTTOM[kind], top)
     return scaled.to(torch.float8_e4m3fn) if kind == "fp8" else scaled.round().to(torch.int8)
 
