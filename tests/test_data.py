@@ -390,6 +390,17 @@ def test_a_special_token_in_a_text_is_text(tmp_path: Path, tokenizer_file: Path)
     assert 0 not in loaded.sequences
 
 
+def test_padding_and_truncation_of_the_tokenizers_file_do_not_count(tokenizer_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(PROSE * 20, encoding="utf-8")
+    source = parse_source({"source": "text", "path": str(tmp_path), "samples": 4, "length": 32})
+    plain = load_tokens(source, tokenizer_file, tmp_path / "c")
+    padded = Tokenizer.from_file(str(tokenizer_file))
+    padded.enable_padding(length=5000)
+    padded.enable_truncation(16)
+    padded.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokens(source, tmp_path / "tokenizer.json", tmp_path / "c").fingerprint == plain.fingerprint
+
+
 # --- loading and the cache
 
 
@@ -442,9 +453,8 @@ def test_too_little_text_tells_how_much_there_is(corpus: Path, tokenizer_file: P
         "samples: source 'text' (split all) holds 2 sequences of 24 tokens (65 tokens in all), the recipe asks for 50"
         "\n  fix: samples: 2"
     )
-    assert (
-        len(load_tokens(small(corpus, path=source.path, samples=2, length=24), tokenizer_file, tmp_path).sequences) == 2
-    )  # type: ignore[attr-defined]
+    enough = small(corpus, path=str(corpus / "0.txt"), samples=2, length=24)
+    assert len(load_tokens(enough, tokenizer_file, tmp_path).sequences) == 2
     assert refusal(small(corpus, path=str(corpus / "0.txt"), length=500), tokenizer_file, tmp_path).endswith(
         "holds 0 sequences of 500 tokens (65 tokens in all), the recipe asks for 8"
         "\n  fix: use more text, or a smaller `length`"

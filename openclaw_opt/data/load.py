@@ -104,6 +104,7 @@ def load_images(source: Source) -> ImageSet:
 
 
 def _make_tokens(source: Source, tokenizer: Tokenizer) -> Arrays:
+    tokenizer.no_padding()  # an encoder's file may pad every text to 128
     if source.length < len(front(tokenizer)) + 2:
         raise RecipeError(f"sequences of {source.length} tokens are too short", where="length", fix="length: 256")
     packed = pack(_texts(source), tokenizer, source.samples, source.length)
@@ -140,7 +141,7 @@ def _texts(source: Source) -> Iterator[Document]:
 
 
 def _tokenizer(file: Path) -> tuple[Tokenizer, str]:
-    """The tokenizer, cutting and padding nothing, and the sha256 (hex) of its file."""
+    """The tokenizer, cutting nothing off, and the sha256 (hex) of its file."""
     if not file.is_file():
         raise RecipeError(
             "no tokenizer.json", where=str(file.parent), fix="save the checkpoint with a fast tokenizer beside it"
