@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import json
 import math
 import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 from openclaw_opt.artifacts import KernelRow, Measurement, ReceiptRow
+from openclaw_opt.errors import RecipeError
 from openclaw_opt.records import (
+    SCHEMA_VERSION,
     BudgetRecord,
     LayerRecord,
     MachineRecord,
@@ -17,7 +32,13 @@ from openclaw_opt.records import (
     Report,
     Verification,
 )
-from openclaw_opt.report import views
+from openclaw_opt.report import numbers, read_report, report_json, tables, views, write_report
+from openclaw_opt.report.gaps import gaps
+from openclaw_opt.report.headline import cost, headlines
+from openclaw_opt.report.html import html
+from openclaw_opt.report.junit import junit
+from openclaw_opt.report.markdown import markdown
+from openclaw_opt.report.terminal import print_report, summary_line
 
 HOSTILE = '<script>alert("x")</script>[red]|`&\x1b[31m\n@all'
 NO_GPU = "no NVIDIA GPU on this machine"
@@ -256,6 +277,8 @@ def unfinished() -> Report:
             ),
         ),
         measurements=rows,
+        passes=passes()[:-1],
+        target_facts={"memory": 80_000_000_000, "hourly_usd": 2.99},
         kernels=(),
         receipt=(),
     )
@@ -295,10 +318,10 @@ def large() -> Report:
         LayerRecord(name=name, format="int4", parameters=10**8, weight_sqnr_db=20.0, note="x" * 80) for name in names
     )
     rows = tuple(ReceiptRow(layer=name, asked="int4", realised="half", ok=False, why="w" * 200) for name in names * 4)
-    step = passes()[2].model_copy(update={"layers": many * 2})
-    first = timed("latency.decode.p50_ms", 2.4, "engine", 50_000, 9)
+    step = passes()[2].model_copy(update={"layers": many})
+    first = timed("latency.decode.p50_ms", 2.4, "engine", 20_000, 9)
     gone = tuple(measurement(f"m.{i}", None, "ms", "lower", not_measured="y" * 300 + str(i)) for i in range(500))
-    notes = tuple("note " * 60 for _ in range(500))
+    notes = tuple("note " * 200 for _ in range(500))
     return report(passes=(step,) * 8, receipt=rows, measurements=(first, *gone), notes=notes, recipe="z: 1\n" * 40_000)
 
 
@@ -312,3 +335,408 @@ EVERY = {
     "large": large,
 }
 each = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
+
+
+class Page(HTMLParser):
+    """Text, tags and attributes of a page; fails on a tag that is closed twice, never, or in a wrong order."""
+
+    VOID = frozenset({"meta", "link", "br"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.drawn = ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "svg" in self.open:
+            self.drawn += f"{data}\n"
+        elif not {"style", "script"} & set(self.open):
+            self.text += data.replace("\u00a0", " ")
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@functools.cache
+def rendered(make: Callable[[], Report]) -> str:
+    return html(make())
+
+
+@each
+def test_html_is_whole_balanced_and_loads_nothing(make: Callable[[], Report]) -> None:
+    source = rendered(make)
+    page = Page(source)
+    assert len(source.encode()) < 1_000_000
+    assert page.count("script") == 1
+    assert page.count("style") == 1
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("src", "style", "xlink:href")]
+        assert attributes.get("href") in (None, "data:,", "#passes")
+    assert "@import" not in source
+    assert "url(" not in source
+    assert "http://" not in source + page.drawn
+    assert not re.search(r"\bNone\b|\bundefined\b|&amp;(lt|gt|amp|#)", source)
+
+
+@each
+def test_every_drawing_is_well_formed_and_finite(make: Callable[[], Report]) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", rendered(make), re.DOTALL)
+    for one in drawings:
+        for element in ElementTree.fromstring(one).iter():
+            assert not [value for value in element.attrib.values() if re.fullmatch(r"-?(nan|inf)", value)]
+
+
+def test_html_answers_before_it_explains() -> None:
+    page = Page(html(missed())).text
+    order = ["Budget missed", "wanted >= 0.99, got 0.98999, spent by quantize", "Next:", "Budgets:", "2.46×", "Pass by pass",
+             "Not measured, and why", "Where it comes from"]  # fmt: skip
+    places = [page.index(words) for words in order]
+    assert places == sorted(places)
+
+
+def test_html_holds_everything_the_report_knows() -> None:
+    page = Page(html(missed()))
+    for words in (
+        "INT8 weights and activations with SmoothQuant", "tensorrt_rtx 1.7.1.116", "95 % interval 0.9845 to 0.9887, n = 128",
+        CPU, "77.61 % of the checkpoint's 13.4 MB", "exact: 3.1e-06 ≤ 0.001", "options.format: int8_weight_only → int8",
+        "its input changed: quantize was redone", "logits on 4 × 64 probe tokens", "60 samples; a 99th percentile needs 459",
+        "layers.0.mlp.down", "24.0 dB", "Q/DQ around a half-precision GEMM", "not realised", "70 kgen", "A bound, not a measurement",
+        "$0.69 an hour", "`timing_cache`".strip("`"), "AMD EPYC 9B14", "5f" * 32, "calibration.fingerprint", "opset: 23", "2.13.0+cpu",
+    ):  # fmt: skip
+        assert words in page.text, words
+
+
+def test_figures_stand_in_tables_too() -> None:
+    page = Page(html(report()))
+    shown = {words for words in page.drawn.splitlines() if re.search(r"\d (B|kB|MB|GB|ms|s|dB)$", words)}
+    shown = {words for words in shown if not re.fullmatch(r"\d+ ms", words)}  # the axes' ticks
+    assert len(shown) > 20
+    assert [
+        words for words in shown if not all(one in page.text for one in re.split(r": |, ", words)[1:] or [words])
+    ] == []
+
+
+def test_accuracy_against_latency_needs_both() -> None:
+    assert [one.kind for one in views.points(report())] == ["reference", "engine"]
+    assert "Accuracy against latency" in html(report())
+    assert views.points(unfinished()) == ()
+    assert "Accuracy against latency" not in html(unfinished())
+
+
+def test_an_unfinished_engine_says_what_to_run_and_shows_no_zero() -> None:
+    page = Page(html(unfinished()))
+    assert "openclaw-opt build build/int8-h100 --resume" in page.text
+    assert page.text.count(NO_GPU) >= 3
+    assert not re.search(r"(?<![\d.])0(\.0+)? (ms|tokens/s|MB)", page.text)
+
+
+def test_without_metrics_the_gaps_are_listed() -> None:
+    whys = [gap.why for gap in gaps(bare())]
+    assert "no accuracy metric ran on this build" in whys
+    assert "no latency metric ran on this build" in whys
+    assert [one.measured for one in headlines(bare())] == [False, False, True, False]
+
+
+def test_hostile_text_stays_text() -> None:
+    source = html(hostile())
+    assert "<script>alert" not in source
+    assert Page(source).text.count('<script>alert("x")</script>') > 10
+    outside_code = re.sub(r"(?<!\\)`[^`\n]*`", "", markdown(hostile()))
+    assert "script" in outside_code
+    assert not re.search(r"(?<!\\)<", outside_code)
+    assert "@all" not in outside_code
+    assert "\x1b" not in junit(hostile())
+    ElementTree.fromstring(junit(hostile()))
+    out = printed(hostile())
+    assert "\x1b" not in out + summary_line(hostile())
+    assert "[red]" in out
+
+
+def test_values_that_are_not_finite_are_shown_and_kept() -> None:
+    rows = (recovery(math.inf, 0.0), measurement("agreement.kl", math.nan, "nats", "lower"))
+    broken = passes()[1].model_copy(
+        update={"accuracy": (recovery(math.inf, 0.1),), "layers": (layer(0, "qkv", math.inf),)}
+    )
+    one = report(measurements=rows, passes=(broken, *passes()[2:]))
+    data = json.loads(report_json(one), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert report_json(Report.model_validate(data)) == report_json(one)
+    assert "∞" in Page(html(one)).text
+    for element in re.findall(r"<svg.*?</svg>", html(one), re.DOTALL):
+        assert not re.search(r'"-?(nan|inf)', element)
+
+
+@each
+def test_markdown_fits_a_job_summary(make: Callable[[], Report]) -> None:
+    text = markdown(make())
+    assert len(text.encode()) < 64_000
+    for first, row in re.findall(r"^(\|.*\|)\n(\|[-: |]+\|)$", text, re.MULTILINE):
+        assert len(re.findall(r"(?<!\\)\|", first)) == row.count("|")
+
+
+def test_markdown_says_the_verdict_first_and_what_to_do() -> None:
+    text = markdown(missed())
+    assert text.startswith("## ❌ int8-rtx4090: budget missed\n\nperplexity.recovery: wanted \\>= 0.99, got 0.98999")
+    assert "**Next:** keep layers.0.mlp.down in float: `--set passes.quantize.keep=[lm_head,layers.0.mlp.down]`" in text
+    assert "| `latency.ttft.p99_ms` | \\<= 40 ms | not measured | ❔ undecided |" in text
+    assert "| layers.7.mlp.down |" in text.replace("`", "")
+    assert "More did not fit" in markdown(large())
+
+
+def suite(one: Report) -> ElementTree.Element:
+    root = ElementTree.fromstring(junit(one))
+    found = root.find("testsuite")
+    assert root.tag == "testsuites"
+    assert found is not None
+    cases = found.findall("testcase")
+    for key, tag in (("failures", "failure"), ("skipped", "skipped")):
+        assert int(found.attrib[key]) == sum(case.find(tag) is not None for case in cases) == int(root.attrib[key])
+    assert int(found.attrib["tests"]) == len(cases)
+    return found
+
+
+def outcomes(one: Report, group: str) -> list[str]:
+    rows = [case for case in suite(one).findall("testcase") if case.attrib["classname"] == f"openclaw-opt.{group}"]
+    return [next((tag for tag in ("failure", "skipped") if case.find(tag) is not None), "passed") for case in rows]
+
+
+@each
+def test_junit_counts_are_right(make: Callable[[], Report]) -> None:
+    one = make()
+    assert len(outcomes(one, "budget")) == len(one.budgets)
+
+
+def test_junit_has_a_case_for_each_promise() -> None:
+    assert outcomes(missed(), "budget") == ["failure", "failure", "passed"]
+    assert outcomes(missed(), "precision") == ["failure"]
+    assert outcomes(missed(), "verification") == ["passed", "passed", "passed", "skipped"]
+    message = suite(missed()).findall("testcase")[0].find("failure")
+    assert message is not None
+    assert "wanted >= 0.99, got 0.98999, spent by quantize" in message.attrib["message"]
+
+
+def test_junit_of_undecided_follows_the_exit_code() -> None:
+    assert outcomes(undecided(4), "budget") == ["failure"]
+    assert outcomes(undecided(0), "budget") == ["skipped"]
+    assert outcomes(unfinished(), "budget") == ["skipped"]
+    assert outcomes(unfinished(), "build") == ["failure"]
+    assert outcomes(unfinished().model_copy(update={"exit_code": 0}), "build") == ["skipped"]
+
+
+def test_a_failed_verification_is_a_failure() -> None:
+    proof = Verification(kind="exact", what="logits", value=0.2, tolerance=1e-3, ok=False)
+    one = report(passes=(passes()[3].model_copy(update={"verification": proof}),))
+    assert outcomes(one, "verification") == ["failure"]
+    assert "exact: 0.2 > 0.001" in junit(one).replace("&gt;", ">")
+
+
+def printed(one: Report, width: int = 80, terminal: bool = False) -> str:
+    out = io.StringIO()
+    print_report(
+        one, Console(file=out, width=width, force_terminal=terminal, color_system="standard" if terminal else None)
+    )
+    return out.getvalue()
+
+
+@each
+def test_terminal_fits_80_columns_and_cuts_nothing(make: Callable[[], Report]) -> None:
+    out = printed(make())
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert "…" not in out
+    assert not set(out) & set("│┃━─┏┓└┘╭╮")
+
+
+def test_terminal_keeps_words_and_numbers_whole() -> None:
+    words = set(printed(missed()).split())
+    assert {
+        "lower-tensorrt",
+        "perplexity.recovery",
+        "latency.ttft.p99_ms",
+        "0.98999",
+        "undecided",
+        "10.4",
+        "cache",
+    } <= words
+    assert "\x1b[" in printed(missed(), terminal=True)
+
+
+@each
+def test_summary_is_one_line(make: Callable[[], Report]) -> None:
+    assert "\n" not in summary_line(make())
+
+
+def test_summary_says_what_to_do() -> None:
+    assert summary_line(report()).startswith(
+        "int8-rtx4090: within budget: 2 of 2 budgets met. Next: copy build/int8-rtx4090"
+    )
+    assert "got 0.98999" in summary_line(missed())
+    assert summary_line(unfinished()).endswith("run `openclaw-opt build build/int8-h100 --resume`")
+
+
+@each
+def test_files_are_written_and_read_back_equal(make: Any, tmp_path: Path) -> None:
+    one = make()
+    (tmp_path / "report.json").write_text("what stood here before")
+    names = write_report(one, tmp_path)
+    assert (
+        set(names)
+        == {"report.json", "report.md", "report.html", "junit.xml"}
+        == {path.name for path in tmp_path.iterdir()}
+    )
+    assert read_report(tmp_path) == read_report(tmp_path / "report.json") == one
+
+
+def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(report(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(descriptor: int) -> None:
+        if len(list(tmp_path.iterdir())) == 6:  # the second new file
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("openclaw_opt.report.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_report(missed(), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    with pytest.raises(RecipeError, match="there is no report here"):
+        read_report(tmp_path)
+    whole = report_json(report())
+    damages = {
+        whole[: len(whole) // 2]: "truncated or not JSON",
+        "[1]": "holds no JSON object",
+        "{}": "states no schema_version",
+        json.dumps({"schema_version": SCHEMA_VERSION + 1, "new": 1}): rf"schema version {SCHEMA_VERSION + 1}, .* up to {SCHEMA_VERSION}",
+        whole.replace('"verdict": "within budget"', '"verdict": "splendid"'): "the report is damaged: `verdict`",
+        whole.replace('"exit_code"', '"exit_kode"'): "the report is damaged: `exit_",
+    }  # fmt: skip
+    for text, message in damages.items():
+        file.write_text(text)
+        with pytest.raises(RecipeError, match=message) as error:
+            read_report(file)
+        assert error.value.where == str(file)
+        assert error.value.exit_code == 2
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="not JSON"):
+        read_report(file)
+
+
+def test_the_accuracy_with_a_budget_is_shown_first() -> None:
+    assert views.accuracy_name(report()) == "perplexity.recovery"
+    row = BudgetRecord(metric="agreement.top1", rule=">= 0.9", got=0.9712, result="met")
+    bare_passes = tuple(one.model_copy(update={"accuracy": ()}) for one in passes())
+    assert views.accuracy_name(report(budgets=(row,), passes=bare_passes)) == "agreement.top1"
+
+
+def test_exact_passes_keep_the_accuracy_only_when_they_were_compared() -> None:
+    after = [step.after for step in views.steps(report())]
+    assert after == [1.0, 0.9941, 0.9868, 0.9868, 0.9868, None]
+    waterfall = tables.waterfall(report())
+    assert [row[2].text for row in waterfall.rows][-2:] == ["unchanged", tables.NONE]
+
+
+def test_cost_is_derived_from_the_price_or_says_why_not() -> None:
+    (one,) = cost(report())
+    assert one.value == "$0.462"  # 0.69 / 3600 / 414.9 * 1e6
+    assert "$0.69 an hour" in one.detail
+    (none,) = cost(report(target_facts={}))
+    assert not none.measured
+    assert "no hourly price" in none.detail
+    (slow,) = cost(unfinished())
+    assert "no tokens/s" in slow.detail
+
+
+def test_reading_a_report_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, openclaw_opt.report, openclaw_opt.report.terminal, openclaw_opt.report.markdown, openclaw_opt.report.junit;"
+        "import openclaw_opt.report.html; print([name for name in ('torch', 'rich', 'jinja2', 'numpy') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+any_float = st.floats(allow_nan=True, allow_infinity=True)
+UNITS = st.sampled_from(["ms", "s", "bytes", "ratio", "×", "tokens/s", "nats", ""])
+
+
+@given(any_float, UNITS)
+def test_every_number_has_a_text_with_its_unit(value: float, unit: str) -> None:
+    text = numbers.quantity(value, unit)
+    assert text.strip() == text != ""
+    assert re.search(r"\d|∞|NaN", text)
+    if unit not in ("", "ratio"):
+        assert not re.search(r"[\d∞N]$", text)
+
+
+@given(st.floats(-1e14, 1e14), st.integers(2, 12))
+def test_significant_digits_are_within_half_a_unit(value: float, digits: int) -> None:
+    shown = float(numbers.significant(value, digits).replace(",", ""))
+    assert shown == pytest.approx(value, rel=0.5001 * 10 ** (1 - digits), abs=1e-300)
+
+
+@given(st.floats(0, 1e16))
+def test_sizes_read_back(value: float) -> None:
+    shown, unit = numbers.size(value).split()
+    scale = 1000 ** ("B", "kB", "MB", "GB", "TB", "PB").index(unit)
+    assert float(shown.replace(",", "")) * scale == pytest.approx(value, rel=0.0051, abs=0.51)
+
+
+@given(st.floats(0, 1e7))
+def test_seconds_read_back(value: float) -> None:
+    text = numbers.seconds(value)
+    scales = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+    parts = text.split()
+    total = sum(float(n.replace(",", "")) * scales[unit] for n, unit in zip(parts[::2], parts[1::2], strict=True))
+    assert total == pytest.approx(value, rel=0.0051)
+
+
+@given(st.floats(0, 2))
+def test_a_percentage_is_round_only_when_it_is(ratio: float) -> None:
+    assert (numbers.percent(ratio) == "100 %") == (ratio == 1)
+    assert (numbers.percent(ratio) == "0 %") == (ratio == 0)
+
+
+@given(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12), st.sampled_from(["ms", "ratio", "×", "tokens/s"]))
+def test_the_side_of_a_bound_is_visible(value: float, bound: float, unit: str) -> None:
+    text = numbers.beside(value, bound, unit)
+    shown = float(re.split(r"[ ×]", text)[0].replace(",", ""))
+    assert (shown > bound) == (value > bound)
+    assert (shown < bound) == (value < bound)
+
+
+@given(st.floats(0.97, 0.99))
+def test_a_missed_budget_never_looks_met(value: float) -> None:
+    row = BudgetRecord(metric="m", rule=">= 0.98", got=value, result="met" if value >= 0.98 else "missed")
+    assert (float(numbers.got(row)) >= 0.98) == (row.result == "met")
+
+
+def test_numbers_read_as_people_write_them() -> None:
+    assert numbers.milliseconds(0.41234) == "0.412 ms"
+    assert numbers.milliseconds(1234.5) == "1.23 s"
+    assert numbers.seconds(134.2) == "2 min 14 s"
+    assert numbers.seconds(3719) == "1 h 02 min"
+    assert numbers.size(10_400_000) == "10.4 MB"
+    assert numbers.size(999_950) == "1.00 MB"
+    assert numbers.percent(0.999999) == "99.9999 %"
+    assert numbers.count(6_700_000) == "6.70 M"
+    assert numbers.missing("no GPU") == "not measured: no GPU"
+    assert numbers.quantity(414.94, "tokens/s") == "414.9 tokens/s"
+    assert numbers.interval(0.9845, 0.9887, "ratio") == "0.9845 to 0.9887"
+    assert numbers.interval(None, 1.0, "") == ""

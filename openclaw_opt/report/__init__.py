@@ -93,10 +93,14 @@ def _parsed(file: Path) -> dict[str, Any]:
 def _written(folder: Path, name: str, text: str) -> Path:
     """A temporary file in the folder, flushed to disk, with the mode that a plainly written file would have."""
     handle, part = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(part).unlink()
+        raise
     mask = os.umask(0)
     os.umask(mask)
     Path(part).chmod(0o666 & ~mask)

@@ -1,30 +1,17 @@
-"""The report's pictures: each takes the Report and gives inline SVG, or nothing where it would show nothing."""
+"""The waterfall's pictures: accuracy, size, latency, time and memory along the passes, as inline SVG.
+
+Each takes the Report and gives a figure, or nothing where it would show nothing. Every number is in a table too.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.records import PassRecord, Report
-from openclaw_opt.report import numbers, svg, tables, views
-
-CURVE_POINTS = 160
-"""Points of one ECDF; finer than the drawing's resolution at that width."""
-WORST_LAYERS = 16
-LOG_FROM = 20
-"""A ratio of largest to smallest latency from which the axis is logarithmic."""
-LINE_STYLES = ("engine", "reference", "third", "fourth")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture, what it shows, and a caption that says how to read it."""
-
-    title: str
-    svg: str
-    caption: str = ""
+from openclaw_opt.report import numbers, svg, views
+from openclaw_opt.report.svg import Figure
 
 
 def waterfall(report: Report) -> tuple[Figure, ...]:
@@ -36,60 +23,72 @@ def waterfall(report: Report) -> tuple[Figure, ...]:
 
 
 def _accuracy(report: Report) -> Figure | None:
-    """Steps from the reference down: a bar spans what the pass lost, a whisker its interval."""
+    """Steps from the reference down: a bar spans what the pass lost, a whisker its interval; the engine stands last."""
     name, steps = views.accuracy_name(report), views.steps(report)
+    final = views.engine_measurement(report, name)
+    rows = [*(step.measurement for step in steps), final]
     known = [value for step in steps for value in (step.before, step.after) if value is not None]
-    ends = [
-        end
-        for step in steps
-        if step.measurement
-        for end in (step.measurement.low, step.measurement.high)
-        if end is not None
-    ]
-    if not any(step.measurement and step.measurement.value is not None for step in steps):
+    ends = [end for one in rows if one is not None for end in (one.value, one.low, one.high) if end is not None]
+    finite = [value for value in (*known, *ends) if math.isfinite(value)]
+    if not ends or not finite:
         return None
-    scale = svg.Scale(*svg.padded([*known, *ends], least=1e-4), 0, svg.WIDTH)
-    bottom = len(steps) * svg.ROW
-    labels = [(tick, _tick(tick, scale.high - scale.low)) for tick in scale.ticks()]
-    parts = [svg.x_axis(scale, 0, bottom, labels), *(_step(step, i * svg.ROW, scale) for i, step in enumerate(steps))]
+    scale = svg.Scale(*svg.padded(finite, least=1e-4), 0, svg.WIDTH)
+    bottom = (len(steps) + (final is not None)) * svg.ROW
+    parts = [svg.x_axis(scale, 0, bottom, [(tick, svg.tick(tick, scale)) for tick in scale.ticks()])]
+    parts += [_step(step, i * svg.ROW, scale) for i, step in enumerate(steps)]
+    if final is not None:
+        parts.append(_engine(final, len(steps) * svg.ROW, scale))
+    title = f"{name} after each pass"
     caption = "A bar spans what the pass changed, its whisker is the 95 % interval. Exact passes keep the value: their outputs were compared."
-    return Figure(f"{name} after each pass", svg.drawing(bottom + 22, f"{name} after each pass", parts), caption)
+    return Figure(title, svg.drawing(bottom + 22, title, parts), caption)
 
 
 def _step(step: views.Step, top: float, scale: svg.Scale) -> str:
-    one, middle = step.measurement, top + 25
-    parts = [
-        svg.text(0, top + 13, step.record.word, "label halo"),
-        svg.text(svg.WIDTH, top + 13, _step_text(step), "number halo", "end"),
-    ]
-    if step.after is None:
-        return "".join(parts)
+    one, middle, words = step.measurement, top + 25, _step_text(step)
+    parts = [_row_head(top, step.record.word, words)]
+    if step.after is None or not math.isfinite(step.after):
+        return parts[0]
     if one is None:
-        return "".join([*parts, svg.line(scale(step.after), middle - 5, scale(step.after), middle + 5, "kept")])
-    before = step.before if step.before is not None else step.after
+        return parts[0] + svg.line(scale(step.after), middle - 5, scale(step.after), middle + 5, "kept")
+    before = step.before if step.before is not None and math.isfinite(step.before) else step.after
     left, right = sorted((scale(before), scale(step.after)))
     worse = step.after < before if one.better == "higher" else step.after > before
-    parts.append(
-        svg.box(left, middle - 5, max(right - left, 2), 10, "bar loss" if worse else "bar engine", _step_text(step))
+    parts.append(svg.box(left, middle - 5, max(right - left, 2), 10, "bar loss" if worse else "bar engine", words))
+    return "".join([*parts, _interval(one, middle, scale)])
+
+
+def _engine(one: Measurement, top: float, scale: svg.Scale) -> str:
+    """The last row: what the engine itself was measured at."""
+    head = _row_head(top, "engine", numbers.NOT_MEASURED if one.value is None else numbers.measured(one))
+    if one.value is None or not math.isfinite(one.value):
+        return head
+    return (
+        head + _interval(one, top + 25, scale) + svg.marker(scale(one.value), top + 25, "engine", numbers.measured(one))
     )
-    if one.low is not None and one.high is not None:
-        parts.append(svg.whisker(scale(one.low), scale(one.high), middle))
-    return "".join(parts)
+
+
+def _row_head(top: float, label: str, words: str) -> str:
+    return svg.text(0, top + 13, label, "label halo") + svg.text(svg.WIDTH, top + 13, words, "number halo", "end")
+
+
+def _interval(one: Measurement, middle: float, scale: svg.Scale) -> str:
+    if one.low is None or one.high is None or not math.isfinite(one.high - one.low):
+        return ""
+    return svg.whisker(scale(one.low), scale(one.high), middle)
 
 
 def _step_text(step: views.Step) -> str:
     if step.measurement is None:
         return "unchanged" if step.after is not None else numbers.NOT_MEASURED
-    if step.measurement.value is None:
-        return numbers.NOT_MEASURED
-    return numbers.quantity(step.measurement.value, step.measurement.unit)
+    return numbers.NOT_MEASURED if step.measurement.value is None else numbers.measured(step.measurement)
 
 
 def _sizes(report: Report) -> Figure:
     rows = [svg.Bar("checkpoint", numbers.size(report.checkpoint_bytes), float(report.checkpoint_bytes), "reference")]
     rows += [svg.Bar(one.word, numbers.size(one.size_bytes), float(one.size_bytes)) for one in report.passes]
-    if report.engine_bytes is not None:
-        rows.append(svg.Bar("engine", numbers.size(report.engine_bytes), float(report.engine_bytes)))
+    engine = report.engine_bytes
+    if engine is not None and engine != report.passes[-1].size_bytes:
+        rows.append(svg.Bar("engine", numbers.size(engine), float(engine)))
     return Figure("Size on disk", svg.bars("Size on disk after each pass", rows), "Weights and graph, counted on disk.")
 
 
@@ -142,153 +141,3 @@ def _fresh(record: PassRecord) -> str:
 
 def _cache_caption(records: Sequence[PassRecord], why: str) -> str:
     return f"Dashed outline: taken from the cache this time; {why}." if any(one.cached for one in records) else ""
-
-
-def tradeoff(report: Report) -> Figure | None:
-    """Accuracy against latency, reference to engine, each with its 95 % interval."""
-    points = views.points(report)
-    if not points:
-        return None
-    left, right, top, bottom = 58.0, svg.WIDTH - 14.0, 14.0, 230.0
-    x = svg.Scale(*_latency_range(points), left, right, _wide(points))
-    y = svg.Scale(*svg.padded(_ends([one.accuracy for one in points]), 0.2, 1e-4), bottom, top)
-    y_labels = [(tick, _tick(tick, y.high - y.low)) for tick in y.ticks(5)]
-    x_labels = [(tick, numbers.milliseconds(tick)) for tick in x.ticks(4)]
-    heights = svg.spread([y(_value(one.accuracy)) for one in points], 15)
-    parts = [svg.y_axis(y, left, right, y_labels), svg.x_axis(x, top, bottom, x_labels)]
-    parts += [_point(one, x, y, label_y) for one, label_y in zip(points, heights, strict=True)]
-    parts.append(
-        svg.text(
-            (left + right) / 2,
-            bottom + 34,
-            f"{points[-1].latency.name} ({_less(points[-1].latency)})",
-            "axis",
-            "middle",
-        )
-    )
-    score = points[-1].accuracy
-    caption = f"Upright: {score.name}, {score.better} is better. Bars are 95 % intervals. " + _subjects(points)
-    return Figure("Accuracy against latency", svg.drawing(bottom + 42, "Accuracy against latency", parts), caption)
-
-
-def _point(one: views.Point, x: svg.Scale, y: svg.Scale, label_y: float) -> str:
-    across, up = x(_value(one.latency)), y(_value(one.accuracy))
-    parts = []
-    if one.latency.low is not None and one.latency.high is not None:
-        parts.append(svg.whisker(x(one.latency.low), x(one.latency.high), up))
-    if one.accuracy.low is not None and one.accuracy.high is not None:
-        parts.append(svg.whisker(y(one.accuracy.low), y(one.accuracy.high), across, upright=True))
-    hover = f"{one.label}: {numbers.measured(one.accuracy)}, {numbers.measured(one.latency)}"
-    on_left = across > svg.WIDTH * 0.62
-    label = svg.text(
-        across - 13 if on_left else across + 13, label_y - 6, one.label, "label halo", "end" if on_left else "start"
-    )
-    return "".join([*parts, svg.marker(across, up, one.kind, hover), label])
-
-
-def _subjects(points: Sequence[views.Point]) -> str:
-    return f"Accuracy measured on: {points[-1].accuracy.subject}. Latency measured on: {points[-1].latency.subject}."
-
-
-def _less(one: Measurement) -> str:
-    return f"{one.better} is better" if one.better != "neither" else one.unit
-
-
-def _value(one: Measurement) -> float:
-    assert one.value is not None, "points hold measured numbers only"
-    return one.value
-
-
-def _ends(rows: Sequence[Measurement]) -> list[float]:
-    return [end for one in rows for end in (one.value, one.low, one.high) if end is not None and math.isfinite(end)]
-
-
-def _wide(points: Sequence[views.Point]) -> bool:
-    ends = _ends([one.latency for one in points])
-    return min(ends) > 0 and max(ends) / min(ends) >= LOG_FROM
-
-
-def _latency_range(points: Sequence[views.Point]) -> tuple[float, float]:
-    ends = _ends([one.latency for one in points])
-    return (min(ends) / 1.5, max(ends) * 1.5) if _wide(points) else (min(0.0, *ends), max(ends) * 1.12 or 1.0)
-
-
-def latency_curves(report: Report) -> tuple[Figure, ...]:
-    """The share of samples at or under each latency, one picture a stage, one line a subject."""
-    stages: dict[str, list[views.Series]] = {}
-    for one in views.series(report):
-        stages.setdefault(one.stage, []).append(one)
-    return tuple(_ecdf(stage, rows) for stage, rows in stages.items())
-
-
-def _ecdf(stage: str, rows: Sequence[views.Series]) -> Figure:
-    low, high = min(min(one.samples) for one in rows), max(max(one.samples) for one in rows)
-    left, right, top, bottom = 46.0, svg.WIDTH - 14.0, 10.0, 210.0
-    log = low > 0 and high / low >= LOG_FROM
-    x = (
-        svg.Scale(low / 1.1, high * 1.1, left, right, True)
-        if log
-        else svg.Scale(*svg.padded([low, high], 0.04), left, right)
-    )
-    y = svg.Scale(0, 1, bottom, top)
-    marks = [(share, f"p{share * 100:g}") for share in (0.5, 0.9, 0.99)]
-    parts = [
-        svg.y_axis(y, left, right, [(0, "0"), (0.25, ""), *marks[:2], (1, "")]),
-        svg.x_axis(x, top, bottom, [(t, numbers.milliseconds(t)) for t in x.ticks(4)]),
-    ]
-    parts += [svg.polyline(_curve(one, x, y), style) for one, style in zip(rows, _styles(rows), strict=True)]
-    legend_top = bottom + 30
-    for i, (one, style) in enumerate(zip(rows, _styles(rows), strict=True)):
-        parts.append(svg.polyline([(left, legend_top + 18 * i), (left + 28, legend_top + 18 * i)], style))
-        parts.append(svg.text(left + 36, legend_top + 18 * i + 4, f"{one.subject}, n = {len(one.samples):,}", "label"))
-    height = legend_top + 18 * len(rows)
-    caption = "Share of samples at or under a latency: the further left the faster, the steeper the steadier." + (
-        " Logarithmic." if log else ""
-    )
-    return Figure(f"{stage}: every sample", svg.drawing(height, f"Distribution of {stage}", parts), caption)
-
-
-def _styles(rows: Sequence[views.Series]) -> list[str]:
-    others = iter(LINE_STYLES[2:] * len(rows))
-    return [one.subject if one.subject in LINE_STYLES[:2] else next(others) for one in rows]
-
-
-def _curve(one: views.Series, x: svg.Scale, y: svg.Scale) -> list[tuple[float, float]]:
-    """A staircase of at most CURVE_POINTS steps, the slowest samples kept."""
-    ordered = sorted(one.samples)
-    total = len(ordered)
-    ranks = (
-        range(total)
-        if total <= CURVE_POINTS
-        else sorted({*(i * (total - 1) // (CURVE_POINTS - 1) for i in range(CURVE_POINTS)), *range(total - 8, total)})
-    )
-    points, height = [(x(ordered[0]), y(0))], y(0)
-    for rank in ranks:
-        points.append((x(ordered[rank]), height))
-        height = y((rank + 1) / total)
-        points.append((x(ordered[rank]), height))
-    return points
-
-
-def worst_layers(report: Report) -> Figure | None:
-    """The layers that lost most, by noise-to-signal: a longer bar is a larger error."""
-    ranked = [
-        (word, layer, error)
-        for word, layer in tables.worst_layers(report)
-        if (error := tables.layer_error(layer)) is not None and math.isfinite(error)
-    ]
-    if not ranked:
-        return None
-    rows = [
-        svg.Bar(layer.name, f"{error:.1f} dB", 10 ** (-error / 20), "loss") for _, layer, error in ranked[:WORST_LAYERS]
-    ]
-    caption = "Bar: error relative to signal, 10^(-SQNR/20); number: signal to quantization noise in dB, where lower is worse."
-    return Figure(
-        f"Worst {len(rows)} of {len(ranked)} layers", svg.bars("Layers with the largest error", rows), caption
-    )
-
-
-def _tick(value: float, span: float) -> str:
-    """As many decimals as the distance between ticks needs."""
-    decimals = max(0, 1 - math.floor(math.log10(span))) if span > 0 else 0
-    return f"{value:,.{min(decimals, 8)}f}"

@@ -9,17 +9,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from openclaw_opt.records import Report
-from openclaw_opt.report import figures, numbers, tables, views
+from openclaw_opt.report import curves, figures, headline, numbers, tables, views
 from openclaw_opt.report.tables import Table
 
 HERE = Path(__file__).parent
 ROWS = 300
 """Of one table; report.json has all. Keeps a page of a model with a thousand layers under 1 MB."""
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+"""What no HTML or SVG may hold; shown as the replacement character."""
 TEXT = 60_000
 """Characters of the recipe or of one fact."""
 SIGNS = {"within budget": "✓", "budget missed": "✕", "undecided": "?", "no budgets": "–", "not finished": "…"}
@@ -39,7 +42,7 @@ def html(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2").render(_page(report))
+    return _CONTROL.sub("\ufffd", environment.get_template("report.html.j2").render(_page(report)))
 
 
 def _page(report: Report) -> dict[str, Any]:
@@ -56,12 +59,29 @@ def _page(report: Report) -> dict[str, Any]:
         "mark": MARKS[report.verdict],
         "line": views.verdict_line(report),
         "facts": _facts(report),
-        "headlines": views.headlines(report),
+        "headlines": headline.headlines(report),
         "markup": Markup,
+        "prose": prose,
+        "tied": tied,
         **_tables(report),
         **_figures(report),
         **_provenance(report),
     }
+
+
+def prose(text: str) -> str:
+    """Escaped, with what stands between backticks set as code."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # an unpaired backtick is a character like any other
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def tied(text: str) -> str:
+    """Spaces inside numbers do not break; an interval in parentheses may go on a line of its own."""
+    return text.replace(" ", "\u00a0").replace("\u00a0(", " (")
 
 
 def _digest(content: str) -> str:
@@ -101,11 +121,11 @@ def _tables(report: Report) -> dict[str, Table]:
 def _figures(report: Report) -> dict[str, Any]:
     return {
         "steps": figures.waterfall(report),
-        "tradeoff": figures.tradeoff(report),
+        "tradeoff": curves.tradeoff(report),
         "tradeoff_points": _points_table(report),
-        "curves": figures.latency_curves(report),
-        "worst": figures.worst_layers(report),
-        "cost": views.cost(report),
+        "curves": curves.latency_curves(report),
+        "worst": curves.worst_layers(report),
+        "cost": headline.cost(report),
     }
 
 

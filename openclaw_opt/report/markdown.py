@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from openclaw_opt.records import Report
-from openclaw_opt.report import numbers, tables, views
+from openclaw_opt.report import headline, numbers, tables, views
 from openclaw_opt.report.tables import Cell, Column, Table
 
 LIMIT_BYTES = 60_000
@@ -24,7 +24,7 @@ def markdown(report: Report) -> str:
         _head(report),
         _section("Budgets", tables.budgets(report)),
         _section("Headline", _headline(report)),
-        _section("Pass by pass", tables.waterfall(report).only(*_waterfall_columns(report))),
+        _section("Pass by pass", _passes(report)),
         _section("Precision not realised", _unrealised(report)),
         _section("Not measured", tables.gaps(report)),
         _notes(report),
@@ -46,8 +46,8 @@ def _head(report: Report) -> str:
 
 
 def _headline(report: Report) -> Table:
-    columns = (Column("Number", code=True), Column("Value", numeric=True), Column("Rests on"), Column("Measured on"))
-    rows = (*views.headlines(report), *views.cost(report))
+    columns = (Column("Number"), Column("Value", numeric=True), Column("Rests on"), Column("Measured on"))
+    rows = (*headline.headlines(report), *headline.cost(report))
     cells = tuple(
         (Cell(one.label), Cell(one.value), Cell(one.detail or tables.NONE), Cell(one.subject or tables.NONE))
         for one in rows
@@ -55,9 +55,10 @@ def _headline(report: Report) -> Table:
     return Table(columns, cells)
 
 
-def _waterfall_columns(report: Report) -> tuple[str, ...]:
-    accuracy = tables.waterfall(report).columns[2].title
-    return ("Pass", accuracy, "Size", "Latency", "Time", "Peak memory", "Verified", "Taken from")
+def _passes(report: Report) -> Table:
+    """The waterfall without the sentence of what changed: that is in report.html."""
+    table = tables.waterfall(report)
+    return table.only(*(column.title for column in table.columns if column.title != "What it changed"))
 
 
 def _unrealised(report: Report) -> Table:
@@ -89,20 +90,33 @@ def _section(title: str, table: Table) -> str:
     shown = table.first(ROWS)
     head = "| " + " | ".join(escape(column.title) for column in shown.columns) + " |"
     rule = "|" + "|".join(" ---: " if column.numeric else " --- " for column in shown.columns) + "|"
-    rows = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in shown.rows]
+    rows = ["| " + " | ".join(map(_cell, row, shown.columns)) + " |" for row in shown.rows]
     more = ["", f"{shown.left_out:,} more rows in report.html."] if shown.left_out else []
     return "\n".join([f"### {title}", "", head, rule, *rows, *more])
 
 
-def _cell(cell: Cell) -> str:
-    return f"{MARKS.get(cell.mark, '')}{escape(cell.text)}"
+def _cell(cell: Cell, column: Column) -> str:
+    as_code = column.code and cell.text != tables.NONE and "`" not in cell.text
+    return MARKS.get(cell.mark, "") + escape(f"`{cell.text}`" if as_code else cell.text)
 
 
 def escape(text: str, longest: int = CELL) -> str:
-    """One line of plain text: no markup, no mentions, no HTML, cut at `longest` characters."""
+    """One line of text: no markup but code between paired backticks, no mentions, no HTML, cut at `longest` characters."""
     line = " ".join(text.split())
     cut = line if len(line) <= longest else f"{line[:longest]} … (whole in report.html)"
-    return _SPECIAL.sub(r"\\\1", cut).replace("@", "@\u200b")
+    parts = cut.split("`")
+    if len(parts) % 2 == 0:  # an unpaired backtick is a character like any other
+        return _plain(cut)
+    return "".join(_code(part) if i % 2 else _plain(part) for i, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", text).replace("@", "@\u200b")
+
+
+def _code(text: str) -> str:
+    """A code span; a table ends its cell at an unescaped bar even there."""
+    return "`" + text.replace("|", "\\|") + "`" if text.strip() else ""
 
 
 def _limited(sections: list[str]) -> str:

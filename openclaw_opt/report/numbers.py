@@ -26,7 +26,7 @@ def significant(value: float, digits: int = 4) -> str:
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    magnitude = math.floor(math.log10(abs(value)))
+    magnitude = int(f"{value:.{digits - 1}e}".split("e")[1])  # of the rounded value: 0.9996 to three digits is 1.00
     if not -5 <= magnitude < 15:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
@@ -105,7 +105,7 @@ def quantity(value: float, unit: str) -> str:
         return seconds(value)
     if unit in _TIMES_UNITS:
         return times(value)
-    return significant(value) if unit in _PLAIN_UNITS else f"{significant(value)} {unit}"
+    return with_unit(significant(value), unit)
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:
@@ -134,8 +134,15 @@ def beside(value: float, bound: float, unit: str) -> str:
     text = next(
         text for text in (significant(value, n) for n in range(4, _MOST_DIGITS + 2)) if _same_side(text, value, bound)
     )
-    raw = text if unit in _PLAIN_UNITS else f"{text}{'×' if unit in _TIMES_UNITS else ' ' + unit}"
+    raw = with_unit(text, unit)
     return f"{raw} ({size(value)})" if unit in ("bytes", "B") and abs(value) >= 1000 else raw
+
+
+def with_unit(text: str, unit: str) -> str:
+    """A number that is already text, with its unit: `12 ms`, `2×`, `0.98`."""
+    if unit in _PLAIN_UNITS:
+        return text
+    return f"{text}×" if unit in _TIMES_UNITS else f"{text} {unit}"
 
 
 def got(budget: BudgetRecord) -> str:

@@ -5,6 +5,7 @@ A drawing is `WIDTH` user units wide and scales with its column; text is 12 unit
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ class Bar:
     text: str
     value: float | None
     style: str = "engine"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture, what it shows, and a caption that says how to read it."""
+
+    title: str
+    svg: str
+    caption: str = ""
 
 
 def padded(values: Iterable[float], share: float = 0.12, least: float = 1e-9) -> tuple[float, float]:
@@ -103,13 +113,13 @@ def whisker(low: float, high: float, across: float, *, upright: bool = False, ca
 
 def bars(title: str, rows: Sequence[Bar]) -> str:
     """Horizontal bars from zero, all on one scale, each under its label and number."""
-    most = max((row.value for row in rows if row.value is not None), default=0.0)
+    most = max((row.value for row in rows if row.value is not None and math.isfinite(row.value)), default=0.0)
     parts: list[str] = []
     for i, row in enumerate(rows):
         top = i * ROW
         parts += [text(0, top + 13, row.label, "label"), text(WIDTH, top + 13, row.text, "number", "end")]
         parts.append(box(0, top + 19, WIDTH, 9, "track"))
-        if row.value is not None and most > 0:
+        if row.value is not None and math.isfinite(row.value) and most > 0:
             parts.append(
                 box(0, top + 19, max(row.value / most * WIDTH, 1), 9, f"bar {row.style}", f"{row.label}: {row.text}")
             )
@@ -136,11 +146,17 @@ def y_axis(scale: Scale, left: float, right: float, labels: Sequence[tuple[float
     )
 
 
+def tick(value: float, scale: Scale) -> str:
+    """As many decimals as the axis needs to tell its ticks apart."""
+    decimals = max(0, 1 - math.floor(math.log10(scale.high - scale.low)))
+    return f"{value:,.{min(decimals, 8)}f}"
+
+
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
     """Positions as near to the wanted as they can be with `gap` between neighbours, in the order given."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     placed = list(wanted)
-    for before, here in zip(order, order[1:], strict=False):
+    for before, here in itertools.pairwise(order):
         placed[here] = max(placed[here], placed[before] + gap)
     return placed
 

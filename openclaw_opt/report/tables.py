@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.records import LayerRecord, PassRecord, Report
 from openclaw_opt.report import numbers, views
+from openclaw_opt.report.gaps import gaps as gaps_of
 
 NONE = "–"
 """For a cell that does not apply; a number that is missing says `not measured`."""
@@ -71,7 +72,7 @@ def budgets(report: Report) -> Table:
         tuple(
             (
                 Cell(one.metric),
-                Cell(f"{one.rule} {one.unit}".strip() if one.unit not in ("ratio", "fraction") else one.rule),
+                Cell(numbers.with_unit(one.rule, one.unit)),
                 Cell(numbers.got(one) if one.got is not None else numbers.NOT_MEASURED, one.got),
                 Cell(one.result, mark=RESULT_MARKS[one.result]),
                 Cell(one.spent_by or NONE),
@@ -83,21 +84,26 @@ def budgets(report: Report) -> Table:
 
 
 def waterfall(report: Report) -> Table:
-    """Pass by pass: what it did to accuracy and size, what it took, and how it was checked."""
-    name = views.accuracy_name(report)
+    """Pass by pass: what it did to accuracy and size, what it took, and how it was checked.
+
+    Latency is a column where some pass was timed; where none was, the gaps say why.
+    """
     columns = (
-        Column("Pass"), Column("Kind"), Column("Accuracy" if not name else name, numeric=True), Column("Size", numeric=True),
+        Column("Pass"), Column("What it changed"), Column(views.accuracy_name(report) or "Accuracy", numeric=True), Column("Size", numeric=True),
         Column("Latency", numeric=True), Column("Time", numeric=True), Column("Peak memory", numeric=True), Column("Verified"),
-        Column("Taken from"), Column("What it changed"),
+        Column("Taken from"),
     )  # fmt: skip
-    return Table(columns, tuple(_step_row(step) for step in views.steps(report)))
+    table = Table(columns, tuple(_step_row(step) for step in views.steps(report)))
+    return (
+        table if views.passes_timed(report) else table.only(*(one.title for one in columns if one.title != "Latency"))
+    )
 
 
 def _step_row(step: views.Step) -> tuple[Cell, ...]:
     record = step.record
     return (
         Cell(record.word, float(record.index)),
-        Cell(record.kind),
+        Cell(record.changed),
         _accuracy_cell(step),
         Cell(numbers.size(record.size_bytes), float(record.size_bytes)),
         _latency_cell(record),
@@ -105,7 +111,6 @@ def _step_row(step: views.Step) -> tuple[Cell, ...]:
         Cell(numbers.size(record.peak_bytes), float(record.peak_bytes)),
         verification_cell(record),
         Cell("cache" if record.cached else f"run: {record.redone_why}" if record.redone_why else "run"),
-        Cell(record.changed),
     )
 
 
@@ -133,20 +138,17 @@ def _latency_cell(record: PassRecord) -> Cell:
 
 
 def verification_cell(record: PassRecord) -> Cell:
-    """`1.2e-06 ≤ 0.001` for an exact pass, `loss measured` for a lossy one."""
+    """`exact: 3.1e-06 ≤ 0.001`, or `lossy: loss measured`."""
     proof = record.verification
     if proof is None:
-        lossy = "loss measured" if any(one.value is not None for one in record.accuracy) else "loss not measured"
-        return Cell(
-            "not compared here" if record.kind == "exact" else lossy,
-            None,
-            "open" if "not" in lossy or record.kind == "exact" else "",
-        )
+        known = any(one.value is not None for one in record.accuracy)
+        text = "not compared here" if record.kind == "exact" else "loss measured" if known else "loss not measured"
+        return Cell(f"{record.kind}: {text}", None, "" if text == "loss measured" else "open")
+    mark = "good" if proof.ok else "bad"
     if proof.value is None or proof.tolerance is None:
-        return Cell("passed" if proof.ok else "failed", None, "good" if proof.ok else "bad")
+        return Cell(f"{record.kind}: {'passed' if proof.ok else 'failed'}", None, mark)
     sign = "≤" if proof.value <= proof.tolerance else ">"
-    text = f"{numbers.significant(proof.value, 2)} {sign} {numbers.significant(proof.tolerance, 2)}"
-    return Cell(text, proof.value, "good" if proof.ok else "bad")
+    return Cell(f"{record.kind}: {proof.value:.2g} {sign} {proof.tolerance:.2g}", proof.value, mark)
 
 
 def measurements(rows: Sequence[Measurement]) -> Table:
@@ -273,7 +275,7 @@ def _bytes(value: int | None) -> Cell:
 
 
 def gaps(report: Report) -> Table:
-    return Table((Column("What"), Column("Why")), tuple((Cell(gap.what), Cell(gap.why)) for gap in views.gaps(report)))
+    return Table((Column("What"), Column("Why")), tuple((Cell(gap.what), Cell(gap.why)) for gap in gaps_of(report)))
 
 
 def pairs(title: str, facts: dict[str, str]) -> Table:

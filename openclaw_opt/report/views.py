@@ -22,17 +22,6 @@ _PERFECT = {"recovery": 1.0, "agreement": 1.0, "cosine": 1.0, "kl": 0.0, "diverg
 
 
 @dataclass(frozen=True)
-class Headline:
-    """One of the few numbers to see first. `value` is `not measured` where `measured` is false, and `detail` says why."""
-
-    label: str
-    value: str
-    detail: str
-    subject: str
-    measured: bool = True
-
-
-@dataclass(frozen=True)
 class Step:
     """The accuracy before and after a pass; None where it is not known."""
 
@@ -61,14 +50,6 @@ class Series:
     stage: str
     subject: str
     samples: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Something that has no number, and why."""
-
-    what: str
-    why: str
 
 
 def is_accuracy(one: Measurement) -> bool:
@@ -115,73 +96,6 @@ def steps(report: Report) -> tuple[Step, ...]:
 
 def _kept(record: PassRecord) -> bool:
     return record.verification is not None and record.verification.ok
-
-
-def headlines(report: Report) -> tuple[Headline, ...]:
-    """Accuracy, speed, size, memory: always these four, measured or not."""
-    return (_accuracy_headline(report), _speed_headline(report), _size_headline(report), _memory_headline(report))
-
-
-def _accuracy_headline(report: Report) -> Headline:
-    name = accuracy_name(report)
-    own = engine_measurement(report, name) if name else None
-    if own is not None:
-        return _headline(name, own)
-    last = next((step for step in reversed(steps(report)) if step.measurement is not None), None)
-    if last is None or last.measurement is None:
-        return _gap_headline("accuracy", "no accuracy metric ran on this build")
-    return _headline(f"{name} after {last.record.word}", last.measurement)
-
-
-def _speed_headline(report: Report) -> Headline:
-    for first in ("speedup", "latency", "throughput"):
-        own = [
-            one
-            for one in report.measurements
-            if one.name.split(".")[0] == first and one.subject not in (REFERENCE, BOUND)
-        ]
-        if own:
-            return _headline(own[0].name, next((one for one in own if one.value is not None), own[0]))
-    return _gap_headline("speedup", "no latency metric ran on this build")
-
-
-def _size_headline(report: Report) -> Headline:
-    subject, taken = result_size(report)
-    if taken is None:
-        return _gap_headline("size", "nothing was built")
-    share = numbers.percent(taken / report.checkpoint_bytes) if report.checkpoint_bytes else "an unknown share"
-    return Headline(
-        "size on disk",
-        numbers.size(taken),
-        f"{share} of the checkpoint's {numbers.size(report.checkpoint_bytes)}",
-        subject,
-    )
-
-
-def result_size(report: Report) -> tuple[str, int | None]:
-    """Whose size, and how many bytes: the engine, or what the last pass left when there is no engine yet."""
-    if report.engine_bytes is not None:
-        return "engine", report.engine_bytes
-    return (f"after {report.passes[-1].word}", report.passes[-1].size_bytes) if report.passes else ("", None)
-
-
-def _memory_headline(report: Report) -> Headline:
-    own = [
-        one for one in report.measurements if one.name.startswith("memory") and one.subject not in (REFERENCE, BOUND)
-    ]
-    if not own:
-        return _gap_headline("memory", "no memory metric ran on this build")
-    return _headline(own[0].name, next((one for one in own if one.value is not None), own[0]))
-
-
-def _headline(label: str, one: Measurement) -> Headline:
-    if one.value is None:
-        return Headline(label, numbers.NOT_MEASURED, one.not_measured, one.subject, measured=False)
-    return Headline(label, numbers.quantity(one.value, one.unit), numbers.evidence(one) or one.note, one.subject)
-
-
-def _gap_headline(label: str, why: str) -> Headline:
-    return Headline(label, numbers.NOT_MEASURED, why, "", measured=False)
 
 
 def latencies(report: Report) -> tuple[Measurement, ...]:
@@ -243,65 +157,9 @@ def _pass_points(records: Iterable[PassRecord], latency: str, accuracy: str) -> 
             yield Point(record.word, "pass", time, score)
 
 
-def cost(report: Report) -> tuple[Headline, ...]:
-    """Cost per million tokens with the price used: as measured by a metric, or derived from throughput and price."""
-    own = [one for one in report.measurements if one.name.split(".")[0] == "cost"]
-    if own:
-        return tuple(_headline(one.name, one) for one in own)
-    label, price = "cost per million output tokens", report.target_facts.get("hourly_usd")
-    rates = [one for one in latencies(report) if one.unit == "tokens/s" and one.subject == "engine" and one.value]
-    rate = next((one for one in rates if "prefill" not in one.name and "prompt" not in one.name), None)
-    if not isinstance(price, (int, float)) or isinstance(price, bool):
-        return (
-            _gap_headline(
-                label, f"no hourly price is known for {report.target_title}; `target.hourly_usd` in the recipe sets one"
-            ),
-        )
-    if rate is None or rate.value is None:
-        return (
-            _gap_headline(
-                label, f"no tokens/s of the engine on {report.target_title}; the price would be ${price:g} an hour"
-            ),
-        )
-    dollars = 1e6 * price / 3600 / rate.value
-    return (
-        Headline(
-            label,
-            f"${numbers.significant(dollars, 3)}",
-            f"derived: ${price:g} an hour ÷ {rate.name} {numbers.measured(rate)}",
-            "engine",
-        ),
-    )
-
-
-def gaps(report: Report) -> tuple[Gap, ...]:
-    """Everything without a number, and why, once each."""
-    found = [Gap("the engine itself", _unfinished(report))] if not report.finished else []
-    found += [Gap(_named(one), one.not_measured) for one in report.measurements if one.value is None]
-    for record in report.passes:
-        rows = (*record.accuracy, *record.latency)
-        found += [Gap(f"{_named(one)} after {record.word}", one.not_measured) for one in rows if one.value is None]
-        if record.kind == "exact" and record.verification is None:
-            found.append(Gap(f"outputs after {record.word}", "they were not compared on this machine"))
-    found += [Gap(one.label, one.detail) for one in (*headlines(report), *cost(report)) if not one.measured]
-    return _merged(found)
-
-
-def _merged(found: Iterable[Gap]) -> tuple[Gap, ...]:
-    """One line a reason: what is missing for the same reason is listed together, in order."""
-    by_why: dict[str, dict[str, None]] = {}
-    for gap in found:
-        by_why.setdefault(gap.why, {})[gap.what] = None
-    return tuple(Gap(", ".join(whats), why) for why, whats in by_why.items())
-
-
-def _named(one: Measurement) -> str:
-    return one.name if one.subject == "engine" else f"{one.name} of {one.subject}"
-
-
-def _unfinished(report: Report) -> str:
-    finish = f"; finish it with `{report.finish_command}`" if report.finish_command else ""
-    return f"{report.unfinished_why or 'it is not built yet'}{finish}"
+def passes_timed(report: Report) -> bool:
+    """Was any pass's result timed?"""
+    return any(one.value is not None for record in report.passes for one in record.latency)
 
 
 def verdict_line(report: Report) -> str:
@@ -312,7 +170,7 @@ def verdict_line(report: Report) -> str:
     if missed:
         return "; ".join(budget_line(one) for one in missed)
     if not report.finished:
-        return f"the engine is not finished: {report.unfinished_why or 'it has to be built on its GPU host'}"
+        return report.unfinished_why or "the engine is not built yet"
     if undecided:
         return "; ".join(budget_line(one) for one in undecided)
     return (
