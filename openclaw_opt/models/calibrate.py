@@ -14,6 +14,7 @@ from openclaw_opt.artifacts import Model
 from openclaw_opt.data import Source
 from openclaw_opt.data.load import load_images, load_sentences, load_tokens
 from openclaw_opt.errors import RecipeError
+from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.spec import ModelFacts
 
 Batch = tuple[Tensor, ...]
@@ -122,3 +123,13 @@ def rows_reaching(module: nn.Module, names: Sequence[str], calibration: Calibrat
     with watched(module, names, count), torch.no_grad():
         module(*calibration.batches[0])
     return {name: seen * len(calibration.batches) for name, seen in rows.items()}
+
+
+@torch.no_grad()
+def layer_outputs(decoder: Decoder, batch: Batch) -> list[tuple[str, Tensor]]:
+    """Hidden states after every layer [batch, length, hidden] and the logits, each with the name of what made it."""
+    seen: list[tuple[str, Tensor]] = []
+    names = [f"layers.{i}" for i in range(len(decoder.layers))]
+    with watched(decoder, names, lambda name, x, y: seen.append((name, y[0]))):
+        logits = decoder(*batch)[0]
+    return [*seen, ("head", logits)]

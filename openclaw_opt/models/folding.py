@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from openclaw_opt.errors import VerificationError
-from openclaw_opt.models.calibrate import Batch
+from openclaw_opt.models.calibrate import Batch, layer_outputs
 from openclaw_opt.models.decoder import Decoder, Layer, Norm
 from openclaw_opt.models.linear import QuantLayer, QuantLinear
 from openclaw_opt.numerics.quantization import relative_difference
@@ -114,22 +113,10 @@ def _scaled(value: Tensor, rows: slice, factors: Tensor) -> Tensor:
     return made
 
 
-@torch.no_grad()
 def _outputs(decoder: Decoder, probe: Batch) -> list[tuple[str, Tensor]]:
     """Hidden states after every layer, and the logits, with input quantizers off."""
-    seen: list[tuple[str, Tensor]] = []
-
-    def hook(name: str) -> object:
-        return lambda layer, inputs, output: seen.append((name, output[0]))
-
-    handles = [layer.register_forward_hook(hook(f"layers.{i}")) for i, layer in enumerate(decoder.layers)]  # type: ignore[arg-type]
-    try:
-        with inputs_unquantized(decoder):
-            seen.append(("head", decoder(*probe)[0]))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    with inputs_unquantized(decoder):
+        return layer_outputs(decoder, probe)
 
 
 @contextmanager
