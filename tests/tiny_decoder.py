@@ -94,7 +94,9 @@ class Writer:
             self.constant(f"{name}.weight_q", low_bit.astype(low)),
             self.constant(f"{name}.weight_scale", scales),
         ]
-        return self.op("MatMul", [x, self.op("DequantizeLinear", names, f"{name}.weight_dequantize", axis=1)], f"{name}.matmul")
+        return self.op(
+            "MatMul", [x, self.op("DequantizeLinear", names, f"{name}.weight_dequantize", axis=1)], f"{name}.matmul"
+        )
 
     def block_weight(self, name: str, weight: np.ndarray) -> str:
         block, (k, n) = self.tiny.block, weight.shape
@@ -117,7 +119,10 @@ class Writer:
     def rotary(self, x: str, name: str) -> str:
         half, dtype = self.tiny.head_dim // 2, NUMPY[self.tiny.dtype]
         angle = np.arange(self.tiny.context)[:, None] * (10000.0 ** (-np.arange(half) / half))[None]
-        cos, sin = self.constant("rope.a.cos", np.cos(angle).astype(dtype)), self.constant("rope.a.sin", np.sin(angle).astype(dtype))
+        cos, sin = (
+            self.constant("rope.a.cos", np.cos(angle).astype(dtype)),
+            self.constant("rope.a.sin", np.sin(angle).astype(dtype)),
+        )
         return self.op("RotaryEmbedding", [x, cos, sin, "position_ids"], f"{name}.rotary")
 
     def mask(self, window: int | None) -> str:
@@ -126,7 +131,15 @@ class Writer:
         if any(node.name == f"{name}.visible" for node in self.nodes):
             return f"{name}.visible_out"
         total = self.op("Shape", ["attention_mask"], f"{name}.total", start=1, end=2)
-        key = self.op("Range", [self.constant("zero", np.array(0)), self.op("Squeeze", [total], f"{name}.n"), self.constant("one", np.array(1))], f"{name}.key")
+        key = self.op(
+            "Range",
+            [
+                self.constant("zero", np.array(0)),
+                self.op("Squeeze", [total], f"{name}.n"),
+                self.constant("one", np.array(1)),
+            ],
+            f"{name}.key",
+        )
         key = self.op("Unsqueeze", [key, self.ints(0, 1, 2)], f"{name}.key4")
         query = self.op("Unsqueeze", ["position_ids", self.ints(1, 3)], f"{name}.query")
         visible = self.op("LessOrEqual", [key, query], f"{name}.causal")
@@ -142,7 +155,9 @@ class Writer:
         q_width, kv_width = tiny.q_heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim
         qkv = self.linear(self.norm(x, f"{prefix}.input_norm"), f"{prefix}.qkv", tiny.hidden, q_width + 2 * kv_width)
         split = [f"{prefix}.split_{part}" for part in "qkv"]
-        self.nodes.append(helper.make_node("Split", [qkv, self.ints(q_width, kv_width, kv_width)], split, f"{prefix}.split", axis=-1))
+        self.nodes.append(
+            helper.make_node("Split", [qkv, self.ints(q_width, kv_width, kv_width)], split, f"{prefix}.split", axis=-1)
+        )
         query = self.rotary(self.heads(split[0], f"{prefix}.q", tiny.q_heads), f"{prefix}.q")
         key = self.rotary(self.heads(split[1], f"{prefix}.k", tiny.kv_heads), f"{prefix}.k")
         value = self.heads(split[2], f"{prefix}.v", tiny.kv_heads)
@@ -168,20 +183,28 @@ def write_tiny(tiny: Tiny, folder: Path) -> Graph:
     writer = Writer(tiny)
     folder.mkdir(parents=True, exist_ok=True)
     table = writer.matrix(tiny.vocab, tiny.hidden) * 8
-    x = writer.op("Gather", [writer.constant("embed.weight", table.astype(NUMPY[tiny.dtype])), "input_ids"], "embed.gather")
+    x = writer.op(
+        "Gather", [writer.constant("embed.weight", table.astype(NUMPY[tiny.dtype])), "input_ids"], "embed.gather"
+    )
     for index in range(tiny.layers):
         x = writer.layer(x, index)
     x = writer.linear(writer.norm(x, "final"), "head", tiny.hidden, tiny.vocab)
     writer.nodes.append(helper.make_node("Cast", [x], ["logits"], "head.cast", to=TensorProto.FLOAT))
     element, model = ELEMENT[tiny.dtype], "model.onnx"
-    inputs = [("input_ids", ["batch", "length"]), ("attention_mask", ["batch", "total"]), ("position_ids", ["batch", "length"])]
+    inputs = [
+        ("input_ids", ["batch", "length"]),
+        ("attention_mask", ["batch", "total"]),
+        ("position_ids", ["batch", "length"]),
+    ]
     infos = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in inputs]
     outs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", tiny.vocab])]
     for index in range(tiny.layers):
         for part in ("key", "value"):
             shape = ["batch", tiny.kv_heads, "past", tiny.head_dim]
             infos.append(helper.make_tensor_value_info(f"past_key_values.{index}.{part}", element, shape))
-            outs.append(helper.make_tensor_value_info(f"present.{index}.{part}", element, [*shape[:2], "total", shape[3]]))
+            outs.append(
+                helper.make_tensor_value_info(f"present.{index}.{part}", element, [*shape[:2], "total", shape[3]])
+            )
     graph = helper.make_graph(writer.nodes, "tiny", infos, outs, writer.weights)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     onnx.checker.check_model(proto, full_check=True)
@@ -194,3 +217,54 @@ def write_tiny(tiny: Tiny, folder: Path) -> Graph:
         )
     )  # fmt: skip
     return result
+
+
+def write_linear(folder: Path, kind: str, k: int = 64, n: int = 128) -> Path:
+    """One linear layer `lin` in a form TensorRT takes and does not realise: `nvfp4_weight_only`, `fp8_weight_only`, `mxfp8`."""
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((k, n)) * k**-0.5).astype(np.float32)
+    writer = Writer(Tiny())
+    x, dequantized = {"nvfp4_weight_only": _nvfp4, "fp8_weight_only": _fp8, "mxfp8": _mxfp8}[kind](writer, weight)
+    writer.nodes.append(helper.make_node("MatMul", [x, dequantized], ["y"], name="lin/MatMul"))
+    half = TensorProto.FLOAT16
+    infos = [helper.make_tensor_value_info(name, half, ["batch", size]) for name, size in (("x", k), ("y", n))]
+    graph = helper.make_graph(writer.nodes, kind, infos[:1], infos[1:], writer.weights)
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid("trt", 1)]
+    path = folder / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=11), path)
+    return path
+
+
+def _nvfp4(writer: Writer, weight: np.ndarray) -> tuple[str, str]:
+    k, n = weight.shape
+    step = np.float32(np.abs(weight).max() / (6 * 448))
+    scale = (np.abs(weight.reshape(k // 16, 16, n)).max(1) / 6 / step).astype(ml_dtypes.float8_e4m3fn)
+    low = (weight / (scale.astype(np.float32) * step).repeat(16, 0)).astype(ml_dtypes.float4_e2m1fn)
+    names = [writer.constant("lin.weight_scale", scale), writer.constant("lin.weight_global", step)]
+    wide = writer.op("DequantizeLinear", names, "lin.weight_scale/DequantizeLinear")
+    wide = writer.op("Cast", [wide], "lin.weight_scale/Cast", to=TensorProto.FLOAT16)
+    names = [writer.constant("lin.weight_q", low), wide]
+    return "x", writer.op("DequantizeLinear", names, "lin.weight/DequantizeLinear", axis=0, block_size=16)
+
+
+def _fp8(writer: Writer, weight: np.ndarray) -> tuple[str, str]:
+    scale = (np.abs(weight).max(0) / 448).astype(np.float16)
+    low = (weight / scale).astype(ml_dtypes.float8_e4m3fn)
+    names = [writer.constant("lin.weight_q", low), writer.constant("lin.weight_scale", scale)]
+    return "x", writer.op("DequantizeLinear", names, "lin.weight/DequantizeLinear", axis=1)
+
+
+def _mxfp8(writer: Writer, weight: np.ndarray) -> tuple[str, str]:
+    k, n = weight.shape
+    kinds = {"domain": "trt", "block_size": 32}
+    low = ["x_q", "x_s"]
+    more = {"axis": -1, "output_dtype": int(TensorProto.FLOAT8E4M3FN), **kinds}
+    writer.nodes.append(helper.make_node("TRT_MXFP8DynamicQuantize", ["x"], low, name="lin.input/Quantize", **more))
+    half = {"output_dtype": int(TensorProto.FLOAT16), **kinds}
+    x = writer.op("TRT_MXFP8DequantizeLinear", low, "lin.input/Dequantize", axis=-1, **half)
+    power = np.ceil(np.log2(np.abs(weight.reshape(k // 32, 32, n)).max(1) / 448))
+    names = [
+        writer.constant("lin.weight_q", (weight / 2.0 ** power.repeat(32, 0)).astype(ml_dtypes.float8_e4m3fn)),
+        writer.constant("lin.weight_scale", (power + 127).astype(np.uint8)),
+    ]
+    return x, writer.op("TRT_MXFP8DequantizeLinear", names, "lin.weight/Dequantize", axis=0, **half)

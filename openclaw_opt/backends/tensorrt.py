@@ -26,6 +26,7 @@ from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
 from openclaw_opt.backends import trt_errors, trt_log
 from openclaw_opt.backends.trt_profiles import Profiles, shapes_of
 from openclaw_opt.errors import MachineError, VerificationError
+from openclaw_opt.graph import trt_legality
 from openclaw_opt.targets import Target
 
 Tell = Callable[[str, float], None]
@@ -79,7 +80,7 @@ def _wrong_gpu(target: Target) -> str:
 def unfinished(graph: Graph, target: Target, folder: Path, why: str) -> Engine:
     """An engine folder that holds the verified graph and the command that finishes it on the GPU host."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(graph.folder, folder / "graph", copy_function=_link, dirs_exist_ok=True)
+    shutil.copytree(graph.folder, folder / "graph", dirs_exist_ok=True)  # no hard links: onnx.checker refuses them
     engine = _with_assets(graph, folder)
     engine.write_facts(
         _facts(graph, target).model_copy(
@@ -212,12 +213,20 @@ class _Build:
                 "files": (self.plan.name,),
                 "receipt": receipt,
                 "kernels": trt_log.kernel_rows(log, names),
-                "notes": log.notes,
+                "notes": (*log.notes, *_repeatable(done), *trt_legality.advise(self.graph.facts)),
                 "tool": done["tool"],
                 "build_seconds": round(seconds, 3),
                 "build_peak_bytes": done["peak_bytes"],
             }
         )
+
+
+def _repeatable(done: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        ()
+        if done["repeatable"]
+        else ("this system does not let addresses be fixed: engines built twice may differ in a few bytes",)
+    )
 
 
 def _facts(graph: Graph, target: Target) -> EngineFacts:
@@ -277,10 +286,14 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, with this very package importable in the child."""
+    """This process's environment, with this very package importable in the child and Python's hashes fixed."""
     package = str(Path(__file__).resolve().parents[2])
     known = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": package if not known else f"{package}{os.pathsep}{known}"}
+    return {
+        **os.environ,
+        "PYTHONPATH": package if not known else f"{package}{os.pathsep}{known}",
+        "PYTHONHASHSEED": "0",
+    }
 
 
 def _with_assets(graph: Graph, folder: Path) -> Engine:
@@ -288,11 +301,3 @@ def _with_assets(graph: Graph, folder: Path) -> Engine:
     if graph.assets.is_dir():
         shutil.copytree(graph.assets, engine.assets, dirs_exist_ok=True)
     return engine
-
-
-def _link(source: str, target: str) -> None:
-    """Hard link where the file system can, else copy: weights are large."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -8,20 +8,23 @@ where the compiler writes past its logger. The process ends itself when its pare
     {"event": "parse_error", "node": "layers.0.qkv.matmul", "op": "MatMul", "why": "..."}
     {"event": "no_module", "why": "..."}
     {"event": "failed"}
-    {"event": "done", "tool": "tensorrt_rtx 1.7.1.116", "peak_bytes": 123456789}
+    {"event": "done", "tool": "tensorrt_rtx 1.7.1.116", "peak_bytes": 123456789, "repeatable": true}
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TextIO, TypedDict
+from typing import Any, BinaryIO, TextIO, TypedDict
 
 DECOMPOSABLE = "trt_decomposable"
+NO_RANDOMIZE = 0x0040000
+"""ADDR_NO_RANDOMIZE of personality(2)."""
 
 
 class Shapes(TypedDict):
@@ -79,6 +82,24 @@ class Progress:
         if share == 1.0:
             return "Writing the engine", 0.9
         return f"Compiling profile {self._profiles[int(share * len(self._profiles))]}", 0.1 + 0.8 * share
+
+
+def fix_addresses(path: str) -> bool:
+    """Start this process again without address randomization; False where the system does not let us.
+
+    The compiler orders some things by their address, so an engine's bytes repeat only where addresses do.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    personality = ctypes.CDLL(None).personality
+    now = personality(ctypes.c_ulong(0xFFFFFFFF))
+    if now & NO_RANDOMIZE:
+        return True
+    if now < 0 or personality(ctypes.c_ulong(now | NO_RANDOMIZE)) < 0:
+        return False
+    if not personality(ctypes.c_ulong(0xFFFFFFFF)) & NO_RANDOMIZE:
+        return False
+    os.execv(sys.executable, [sys.executable, "-m", "openclaw_opt.backends.trt_child", path])
 
 
 def watch_parent() -> None:
@@ -141,14 +162,13 @@ def make_monitor(trt: Any, events: Events, profiles: list[str]) -> Any:
     return Monitor()
 
 
-def make_writer(trt: Any, path: Path) -> Any:
+def make_writer(trt: Any, plan: BinaryIO) -> Any:
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.file = path.open("wb")
 
         def write(self, data: Any) -> int:
-            return self.file.write(data)
+            return plan.write(data)
 
     return Writer()
 
@@ -171,7 +191,8 @@ def configure(trt: Any, builder: Any, request: Request, monitor: Any) -> Any:
 
 def parse(trt: Any, network: Any, request: Request, logger: Any, events: Events) -> bool:
     parser = trt.OnnxParser(network, logger)
-    if parser.parse(marked_model(request["onnx"]), request["onnx"]):
+    name = Path(request["onnx"]).name
+    if parser.parse(marked_model(name), name):
         return True
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -179,17 +200,15 @@ def parse(trt: Any, network: Any, request: Request, logger: Any, events: Events)
     return False
 
 
-def build(trt: Any, request: Request, log: TextIO, events: Events) -> bool:
-    """Parse and build into `request["plan"]`; False when TensorRT refuses, with the reason in the log."""
+def build(trt: Any, request: Request, log: TextIO, plan: BinaryIO, events: Events) -> bool:
+    """Parse and build into `plan`; False when TensorRT refuses, with the reason in the log."""
     logger = make_logger(trt, log)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     if not parse(trt, network, request, logger, events):
         return False
     config = configure(trt, builder, request, make_monitor(trt, events, [one["name"] for one in request["profiles"]]))
-    writer = make_writer(trt, Path(request["plan"]))
-    with writer.file:
-        return bool(builder.build_serialized_network_to_stream(network, config, writer))
+    return bool(builder.build_serialized_network_to_stream(network, config, make_writer(trt, plan)))
 
 
 def peak_bytes() -> int:
@@ -206,6 +225,7 @@ def peak_bytes() -> int:
 
 
 def main(path: str) -> int:
+    fixed = fix_addresses(path)
     request: Request = json.loads(Path(path).read_text())
     events = Events()
     watch_parent()
@@ -214,12 +234,13 @@ def main(path: str) -> int:
     except (ImportError, OSError) as error:  # OSError: a shared library is missing
         events.send("no_module", why=str(error))
         return 1
-    with open(request["log"], "a", encoding="utf-8", buffering=1) as log:
-        done = build(trt, request, log, events)
+    with open(request["log"], "a", encoding="utf-8", buffering=1) as log, open(request["plan"], "wb") as plan:
+        os.chdir(Path(request["onnx"]).parent)  # the compiler sees the same path wherever the graph lies
+        done = build(trt, request, log, plan, events)
     if not done:
         events.send("failed")
         return 1
-    events.send("done", tool=f"{request['module']} {trt.__version__}", peak_bytes=peak_bytes())
+    events.send("done", tool=f"{request['module']} {trt.__version__}", peak_bytes=peak_bytes(), repeatable=fixed)
     return 0
 
 

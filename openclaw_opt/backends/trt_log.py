@@ -73,10 +73,10 @@ class Kernel:
     def serves(self, layer: str) -> bool:
         return any(node == layer or node.startswith((f"{layer}.", f"{layer}/")) for node in self.nodes)
 
-    @property
-    def weight(self) -> Tensor | None:
-        """The largest constant with more than one element."""
-        return max((one for one in self.constants if one.elements > 1), key=lambda one: one.elements, default=None)
+    def weight(self, dtypes: Sequence[str]) -> Tensor | None:
+        """The largest constant of these element types; single numbers do not count."""
+        held = [one for one in self.constants if one.elements > 1 and one.dtype in dtypes]
+        return max(held, key=lambda one: one.elements, default=None)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class BuildLog:
 
 _LAYER = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*?)\](?P<rest>, .*|)$"
+    r"Outputs: \[(?P<outputs>.*?)\](?P<rest>, (?:TacticName|TacticValue|StreamId|Metadata).*|)$"
 )
 _TENSOR = re.compile(r"Name: .*?, Dimensions: \[(?P<dims>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
@@ -217,8 +217,8 @@ def _receipt_row(kernels: Sequence[Kernel], layer: LayerFormat, profile: str) ->
 
 def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) -> tuple[str, bool, str]:
     for kernel in matrix:
-        weight = kernel.weight
-        if weight is None or weight.dtype not in wanted.weight:
+        weight = kernel.weight(wanted.weight)
+        if weight is None:
             continue
         read = [one.dtype for one in kernel.inputs]
         if not wanted.activation:
@@ -240,7 +240,7 @@ def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) 
 def _fallback(kernels: Sequence[Kernel], matrix: Kernel, wanted: Wanted) -> tuple[str, bool, str]:
     """Half precision: say whether the weights are expanded at each call or were expanded when the engine was built."""
     read = matrix.inputs[0].dtype if matrix.inputs else "?"
-    expander = next((one for one in kernels if one.weight is not None and one.weight.dtype in wanted.weight), None)
+    expander = next((one for one in kernels if one.weight(wanted.weight) is not None), None)
     how = (
         f"{expander.name} expands the weights at every call"
         if expander

@@ -49,6 +49,11 @@ def _has_input(index: int) -> Callable[[ir.Node], bool]:
     return lambda node: len(node.inputs) > index and node.inputs[index] is not None
 
 
+def _dequantized(node: ir.Node) -> bool:
+    producers = [value.producer() for value in node.inputs[:3] if value is not None]
+    return any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
+
+
 def _flag(node: ir.Node, name: str) -> int:
     attribute = node.attributes.get(name)
     return attribute.as_int() if attribute is not None else 0
@@ -61,6 +66,7 @@ ATTENTION_REFUSALS = (
     Refusal(
         "mask and is_causal exclude each other", lambda node: _has_input(3)(node) and _flag(node, "is_causal") == 1
     ),
+    Refusal("Q/DQ around it would add kernels and leave it in half precision", _dequantized),
     Refusal("softmax_precision is not taken", lambda node: _flag(node, "softmax_precision") > 0),
 )
 
@@ -213,7 +219,7 @@ def _mark_decomposable(model: ir.Model, facts: GraphFacts) -> int:
         if node.op_type != "Attention":
             continue
         head_dim = _head_dim(node) or (dims.copy().pop() if len(dims) == 1 else None)
-        if not trt_attention.has_fused_kernel(FLOATS[facts.dtype], head_dim):
+        if not trt_attention.has_fused_kernel(facts.dtype, head_dim):
             trt_attention.allow_decomposition(node)
             marked += 1
     return marked

@@ -16,9 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from openclaw_opt.graph.ir_tools import add_constant, add_ints, add_node
+from openclaw_opt.graph.trt_legality import FUSED_DTYPES, FUSED_HEAD_DIMS
 
-FUSED_DTYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-FUSED_HEAD_DIMS = range(16, 257, 8)
 DECOMPOSABLE = "trt_decomposable"
 """Key in a node's metadata: the builder may run this attention as separate kernels. No attribute, since onnx.checker and
 ONNX Runtime refuse attributes they do not know; the builder's child process turns it into one."""
@@ -34,7 +33,7 @@ class Heads:
     keys: int
 
 
-def has_fused_kernel(dtype: ir.DataType | None, head_dim: int | None) -> bool:
+def has_fused_kernel(dtype: str, head_dim: int | None) -> bool:
     """Whether TensorRT has one kernel for this attention; unknown sizes count as no."""
     return dtype in FUSED_DTYPES and head_dim in FUSED_HEAD_DIMS
 

@@ -1,0 +1,115 @@
+"""The build log's layer table → kernels and receipt, on logs of real builds that were kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openclaw_opt.artifacts import LayerFormat
+from openclaw_opt.backends import trt_errors, trt_log
+from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
+
+GOLDEN = Path(__file__).parent / "golden"
+TOOL = "tensorrt_rtx 1.7.1.116"
+PROFILES = ("prefill", "decode")
+FP8_ON_AMPERE = (
+    "Myelin ([pass.cpp:1500: run_passes] Cannot compile for target(s) sm86, because the model contains HW-specific "
+    "datatypes: fp8_e4m3. In compileGraph at codeGenerator.cpp:2012)"
+)
+LINEARS = ("qkv", "o", "gate_up", "down")
+
+
+def golden(name: str) -> trt_log.BuildLog:
+    return trt_log.parse((GOLDEN / f"trt-log-{name}.txt").read_text().splitlines(), TOOL)
+
+
+def asked(kind: str) -> list[LayerFormat]:
+    return [LayerFormat(name=f"layers.0.{name}", format=kind) for name in LINEARS]
+
+
+def test_kernels_of_a_real_log() -> None:
+    log = golden("fp8-sm89")
+    prefill, decode = trt_log.kernel_rows(log, PROFILES)
+    assert (prefill.kernels, decode.kernels) == (22, 13)
+    assert decode.by_type == {"gemm": 5, "kgen": 8}
+    assert (prefill.activation_bytes, decode.activation_bytes) == (8253952, 8195584)
+    assert decode.weight_bytes == 67216
+    assert log.notes == ()
+    gemm = next(one for one in log.kernels if one.nodes[:1] == ("layers.0.o.matmul",) and one.type == "gemm")
+    assert ([one.dtype for one in gemm.inputs], [one.dtype for one in gemm.outputs]) == (["FP8"], ["Half"])
+    assert gemm.weight(("FP8",)) == trt_log.Tensor("FP8", 64 * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "realised"), [("fp8-sm89", "fp8", "FP8 GEMM"), ("int4-sm86", "int4", "Int4 weights")]
+)
+def test_receipt_of_a_real_log(name: str, kind: str, realised: str) -> None:
+    rows = trt_log.receipt(golden(name), asked(kind), PROFILES)
+    assert [(row.profile, row.layer) for row in rows] == [(p, f"layers.0.{n}") for p in PROFILES for n in LINEARS]
+    assert {(row.ok, row.realised) for row in rows} == {(True, realised)}
+    assert "holds" in rows[0].why
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("nvfp4-weight-only", "nvfp4", "expands the weights at every call"),
+        ("mxfp8", "fp8", "reads ['Half'] with FP8 weights"),
+        ("fp8-weight-only", "fp8", "reads ['Half'] with FP8 weights"),
+    ],
+)
+def test_known_traps_are_not_realised(name: str, kind: str, says: str) -> None:
+    (row,) = trt_log.receipt(golden(name), [LayerFormat(name="lin", format=kind)], ["main"])
+    assert (row.ok, row.realised) == (False, "Half GEMM")
+    assert says in row.why
+
+
+def test_a_layer_in_half_precision_and_a_layer_that_is_not_there_are_not_realised() -> None:
+    layers = [LayerFormat(name="head", format="fp8"), LayerFormat(name="layers.0.q", format="fp8")]
+    head, ghost = trt_log.receipt(golden("fp8-sm89"), layers, ["prefill"])
+    assert (head.ok, head.realised, head.why.split(";")[0]) == (
+        False,
+        "Half GEMM",
+        "gemm head.matmul_myl0_21 computes in Half",
+    )
+    assert (ghost.ok, ghost.realised) == (False, "unknown")
+
+
+def test_an_unknown_version_and_a_strange_table_are_said() -> None:
+    lines = ["Name: a, LayerType: gemm, something else", "[VERBOSE] Layers:"]
+    log = trt_log.parse(lines, "tensorrt 12.0.1")
+    assert len(log.notes) == 3
+    assert "tensorrt 12.0.1 has not been tried" in log.notes[0]
+    assert "no layer table" in log.notes[1]
+    assert trt_log.receipt(log, asked("int8")[:1], ["main"])[0].ok is False
+
+
+def test_profiles_are_told_apart_by_graph_number_when_a_kernel_does_not_name_its_own() -> None:
+    row = "Name: {name}, LayerType: kgen, Inputs: [], Constants: [], Outputs: [{out}], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: layers.0.a/Add]"
+    lines = [
+        row.format(name="k_myl0_0", out=""),
+        row.format(name="k_myl1_0", out=""),
+        row.format(name="k_myl1_1", out="{ Name: y [profile 1], Dimensions: [1], Datatype: Half }"),
+    ]
+    assert [kernel.profile for kernel in trt_log.parse(lines, TOOL).kernels] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "says"),
+    [
+        (f"[ERROR] {FP8_ON_AMPERE}", RecipeError, "sm86 has no kernels for fp8_e4m3"),
+        ("[ERROR] CHECK() failed. Attention operation was not supported by a dedicated kernel. (See", VerificationError, "no fused kernel"),
+        ("[ERROR] Unable to load library: libnvinfer_lean.so.1", MachineError, "lean runtime"),
+        ("[ERROR] Target SM 80 is not found in the accelerator list", MachineError, "does not compile for the target"),
+        ("[ERROR] createInferBuilder: Error Code 6: CUDA initialization failure with error: 35", MachineError, "needs an NVIDIA GPU"),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", MachineError, "ran out of memory"),
+        ("[ERROR] Could not find any implementation for node lin + relu.", VerificationError, "no kernel for lin"),
+        ("[ERROR] something new", VerificationError, "something new"),
+    ],
+)  # fmt: skip
+def test_what_the_builder_says_becomes_what_to_do(line: str, kind: type[OptError], says: str) -> None:
+    lines = trt_log.problems(["[INFO] fine", line])
+    error = trt_errors.refused(lines, Path("build.log"))
+    assert type(error) is kind
+    assert says in str(error)
