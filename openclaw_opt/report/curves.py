@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from openclaw_opt.artifacts import Measurement
@@ -12,7 +13,7 @@ from openclaw_opt.report.svg import Figure
 
 CURVE_POINTS = 160
 """Points of one ECDF; finer than the drawing's resolution at that width."""
-WORST_LAYERS = 16
+WORST_LAYERS = 12
 LOG_FROM = 20
 """A ratio of largest to smallest latency from which the axis is logarithmic."""
 LINE_STYLES = ("engine", "reference", "third", "fourth")
@@ -107,7 +108,7 @@ def _ecdf(stage: str, rows: Sequence[views.Series]) -> Figure:
     y = svg.Scale(0, 1, bottom, top)
     marks = [(share, f"{share:.0%}") for share in (0.5, 0.9, 0.99)]
     parts = [
-        svg.y_axis(y, left, right, [(0, "0%"), *marks, (1, "")]),
+        svg.y_axis(y, left, right, [(0, "0%"), *marks]),
         svg.x_axis(x, top, bottom, [(t, numbers.milliseconds(t)) for t in x.ticks(4)]),
     ]
     parts += [svg.polyline(_curve(one, x, y), style) for one, style in zip(rows, _styles(rows), strict=True)]
@@ -144,19 +145,38 @@ def _curve(one: views.Series, x: svg.Scale, y: svg.Scale) -> list[tuple[float, f
     return points
 
 
-def worst_layers(report: Report) -> Figure | None:
-    """The layers that lost most, by noise-to-signal: a longer bar is a larger error."""
+def layers(report: Report) -> tuple[Figure, ...]:
+    """The worst layers, and the worst of each kind of layer: a longer bar is a larger error."""
     ranked = [
-        (word, layer, error)
-        for word, layer in tables.worst_layers(report)
-        if (error := tables.layer_error(layer)) is not None and math.isfinite(error)
+        (layer.name, error)
+        for _, layer in tables.worst_layers(report)
+        if (error := _known(tables.layer_error(layer))) is not None
     ]
     if not ranked:
-        return None
-    rows = [
-        svg.Bar(layer.name, f"{error:.1f} dB", 10 ** (-error / 20), "loss") for _, layer, error in ranked[:WORST_LAYERS]
+        return ()
+    kinds: dict[str, list[tuple[str, float]]] = {}
+    for name, error in ranked:
+        kinds.setdefault(re.sub(r"\d+", "*", name), []).append((name, error))
+    worst = [_layer_bar(name, error) for name, error in ranked[:WORST_LAYERS]]
+    by_kind = [
+        _layer_bar(f"{kind}: {rows[0][0]}, worst of {len(rows)}", rows[0][1])
+        for kind, rows in kinds.items()
+        if len(rows) > 1
     ]
-    caption = "Bar: error relative to signal, 10^(-SQNR/20); number: signal to quantization noise in dB, where lower is worse."
-    return Figure(
-        f"Worst {len(rows)} of {len(ranked)} layers", svg.bars("Layers with the largest error", rows), caption
-    )
+    caption = "Bar: error relative to signal, 10^(-SQNR/20). Number: signal to quantization noise in dB, where lower is worse."
+    found = [
+        Figure(
+            f"Worst {len(worst)} of {len(ranked):,} layers", svg.bars("Layers with the largest error", worst), caption
+        )
+    ]
+    if by_kind:
+        found.append(Figure("Worst of each kind", svg.bars("The worst layer of each kind", by_kind[:WORST_LAYERS])))
+    return tuple(found)
+
+
+def _layer_bar(label: str, error: float) -> svg.Bar:
+    return svg.Bar(label, f"{error:.1f} dB", 10 ** (-error / 20), "loss")
+
+
+def _known(error: float | None) -> float | None:
+    return error if error is not None and math.isfinite(error) else None

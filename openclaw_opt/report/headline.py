@@ -115,6 +115,6 @@ def cost(report: Report) -> tuple[Headline, ...]:
             label,
             f"${numbers.significant(dollars, 3)}",
             f"derived: ${price:g} an hour ÷ {rate.name} {numbers.measured(rate)}",
-            "engine",
+            "",
         ),
     )

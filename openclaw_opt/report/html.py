@@ -19,12 +19,11 @@ from openclaw_opt.report import curves, figures, headline, numbers, tables, view
 from openclaw_opt.report.tables import Table
 
 HERE = Path(__file__).parent
-ROWS = 300
-"""Of one table; report.json has all. Keeps a page of a model with a thousand layers under 1 MB."""
+LIMIT_BYTES = 1_000_000
+SCALES = ((300, 40_000), (100, 4_000), (30, 1_000), (10, 300))
+"""Rows of a table and characters of a text, tried in turn until the page is under the limit; report.json has all."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """What no HTML or SVG may hold; shown as the replacement character."""
-TEXT = 60_000
-"""Characters of the recipe or of one fact."""
 SIGNS = {"within budget": "✓", "budget missed": "✕", "undecided": "?", "no budgets": "–", "not finished": "…"}
 MARKS = {
     "within budget": "good",
@@ -42,10 +41,15 @@ def html(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return _CONTROL.sub("\ufffd", environment.get_template("report.html.j2").render(_page(report)))
+    template, page = environment.get_template("report.html.j2"), ""
+    for rows, longest in SCALES:
+        page = _CONTROL.sub("\ufffd", template.render(_page(report, rows, longest)))
+        if len(page.encode()) < LIMIT_BYTES:
+            break
+    return page
 
 
-def _page(report: Report) -> dict[str, Any]:
+def _page(report: Report, rows: int, longest: int) -> dict[str, Any]:
     """Everything the template shows."""
     from markupsafe import Markup
 
@@ -61,11 +65,13 @@ def _page(report: Report) -> dict[str, Any]:
         "facts": _facts(report),
         "headlines": headline.headlines(report),
         "markup": Markup,
-        "prose": prose,
+        "cut": lambda text: cut(text, longest),
+        "prose": lambda text: prose(cut(text, longest)),
+        "notes": report.notes[:rows],
         "tied": tied,
-        **_tables(report),
+        **_tables(report, rows),
         **_figures(report),
-        **_provenance(report),
+        **_provenance(report, rows),
     }
 
 
@@ -101,20 +107,21 @@ def _facts(report: Report) -> str:
     )
 
 
-def _tables(report: Report) -> dict[str, Table]:
+def _tables(report: Report, rows: int) -> dict[str, Table]:
     bounds = views.bounds(report)
     return {
         "budgets": tables.budgets(report),
         "waterfall": tables.waterfall(report),
-        "latency": tables.measurements(views.latencies(report)).first(ROWS),
-        "bounds": tables.measurements(bounds).first(ROWS),
+        "latency": tables.measurements(views.latencies(report)).first(rows),
+        "bounds": tables.measurements(bounds).first(rows),
         "others": tables.measurements(
             [one for one in report.measurements if one not in bounds and one not in views.latencies(report)]
-        ).first(ROWS),
-        "layers": tables.layers(report).first(ROWS),
-        "receipt": tables.receipt(report).first(ROWS),
-        "kernels": tables.kernels(report).first(ROWS),
-        "gaps": tables.gaps(report).first(ROWS),
+        ).first(rows),
+        "layers": tables.layers(report).first(rows),
+        "receipt": tables.receipt(report).marked("bad").first(rows),
+        "as_asked": tables.receipt(report).marked("good").first(rows),
+        "kernels": tables.kernels(report).first(rows),
+        "gaps": tables.gaps(report).first(rows),
     }
 
 
@@ -124,7 +131,7 @@ def _figures(report: Report) -> dict[str, Any]:
         "tradeoff": curves.tradeoff(report),
         "tradeoff_points": _points_table(report),
         "curves": curves.latency_curves(report),
-        "worst": curves.worst_layers(report),
+        "worst": curves.layers(report),
         "cost": headline.cost(report),
     }
 
@@ -153,7 +160,7 @@ def _between(low: float | None, high: float | None, unit: str) -> str:
     return f" ({between})" if between else ""
 
 
-def _provenance(report: Report) -> dict[str, Any]:
+def _provenance(report: Report, rows: int) -> dict[str, Any]:
     machine = report.machine
     host = {
         "Machine": machine.title,
@@ -166,11 +173,11 @@ def _provenance(report: Report) -> dict[str, Any]:
     }
     return {
         "machine": tables.pairs("Machine", host),
-        "versions": tables.pairs("Package", dict(report.versions)).first(ROWS),
-        "checkpoint": tables.pairs("Weight file (sha256)", dict(report.checkpoint_files)).first(ROWS),
-        "data": tables.pairs("Data", _flat(report.data)).first(ROWS),
-        "target": tables.pairs("Target", _flat(report.target_facts)).first(ROWS),
-        "recipe": _cut(report.recipe),
+        "versions": tables.pairs("Package", dict(report.versions)).first(rows),
+        "checkpoint": tables.pairs("Weight file (sha256)", dict(report.checkpoint_files)).first(rows),
+        "data": tables.pairs("Data", _flat(report.data)).first(rows),
+        "target": tables.pairs("Target", _flat(report.target_facts)).first(rows),
+        "recipe": report.recipe,
     }
 
 
@@ -181,16 +188,16 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = _cut(value if isinstance(value, str) else _shown(value))
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else _shown(value)
     return found
 
 
 def _shown(value: Any) -> str:
     """Large numbers of a target's row read as 3.35e+12, all else as JSON."""
-    if isinstance(value, float) and abs(value) >= 1e6:
-        return f"{value:.4g}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) >= 1e6:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= TEXT else f"{text[:TEXT]}\n… cut here; report.json has the whole"
+def cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} … cut here; report.json has the whole"

@@ -25,7 +25,7 @@ def markdown(report: Report) -> str:
         _section("Budgets", tables.budgets(report)),
         _section("Headline", _headline(report)),
         _section("Pass by pass", _passes(report)),
-        _section("Precision not realised", _unrealised(report)),
+        _section("Precision not realised", tables.receipt(report).marked("bad")),
         _section("Not measured", tables.gaps(report)),
         _notes(report),
         _foot(report),
@@ -59,18 +59,6 @@ def _passes(report: Report) -> Table:
     """The waterfall without the sentence of what changed: that is in report.html."""
     table = tables.waterfall(report)
     return table.only(*(column.title for column in table.columns if column.title != "What it changed"))
-
-
-def _unrealised(report: Report) -> Table:
-    rows = tables.receipt(report)
-    return Table(
-        rows.columns,
-        tuple(
-            row
-            for row, one in zip(rows.rows, sorted(report.receipt, key=lambda one: one.ok), strict=True)
-            if not one.ok
-        ),
-    )
 
 
 def _notes(report: Report) -> str:

@@ -109,8 +109,12 @@ def quantity(value: float, unit: str) -> str:
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:
-    """`0.991 to 0.998`, or empty when there is none."""
-    return "" if low is None or high is None else f"{quantity(low, unit)} to {quantity(high, unit)}"
+    """`0.991 to 0.998 ms`, or empty when there is none."""
+    if low is None or high is None:
+        return ""
+    first, last = quantity(low, unit), quantity(high, unit)
+    same = first.partition(" ")[2] == last.partition(" ")[2]
+    return f"{first.partition(' ')[0] if same else first} to {last}"
 
 
 def measured(one: Measurement) -> str:

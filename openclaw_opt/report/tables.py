@@ -48,6 +48,12 @@ class Table:
             self.left_out,
         )
 
+    def marked(self, mark: str) -> Table:
+        """The rows that hold a cell with this mark."""
+        return Table(
+            self.columns, tuple(row for row in self.rows if any(cell.mark == mark for cell in row)), self.left_out
+        )
+
     def first(self, count: int) -> Table:
         return Table(self.columns, self.rows[:count], self.left_out + max(0, len(self.rows) - count))
 

@@ -92,9 +92,7 @@ def _verified(cell: Cell) -> Cell:
 
 
 def _unrealised(report: Report) -> Table:
-    bad = Table(
-        tables.receipt(report).columns, tuple(row for row in tables.receipt(report).rows if row[4].mark == "bad")
-    )
+    bad = tables.receipt(report).marked("bad")
     return bad.first(MOST_GAPS).only("Layer", "Asked", "Realised", "Evidence, or why not") if bad.rows else bad
 
 
