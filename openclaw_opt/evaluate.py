@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openclaw_opt.artifacts import Artifact, Engine, EngineFacts, Graph, GraphFacts, Measurement, Model
+from openclaw_opt.backends import Session
 from openclaw_opt.backends.engines import cannot_run, open_session
 from openclaw_opt.metrics.subject import Opener, Subject
 from openclaw_opt.models.spec import DecoderSpec, HfSpec
@@ -74,11 +75,14 @@ def _speed(artifact: Artifact, facts: EngineFacts | None) -> Opener:
 
 
 def _eager(plan: Plan) -> Opener:
-    from openclaw_opt.backends.torch_eager import open_eager
+    def opened() -> Session:
+        if not isinstance(plan.spec, DecoderSpec):
+            return open_session(plan.checkpoint)
+        from openclaw_opt.backends.torch_eager import open_eager
 
-    if isinstance(plan.spec, DecoderSpec):
-        return Opener(lambda: open_eager(plan.checkpoint), "reference", note="PyTorch eager, float32")
-    return Opener(lambda: open_session(plan.checkpoint), "reference", note="PyTorch eager, float32")
+        return open_eager(plan.checkpoint)
+
+    return Opener(opened, "reference", note="PyTorch eager, float32")
 
 
 def _memory(artifact: Artifact, facts: EngineFacts | None) -> dict[str, Any]:
