@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import io
 import json
 import math
@@ -416,7 +418,7 @@ def test_html_holds_everything_the_report_knows() -> None:
         "INT8 weights and activations with SmoothQuant", "tensorrt_rtx 1.7.1.116", "95 % interval 0.9845 to 0.9887, n = 128",
         CPU, "77.61 % of the checkpoint's 13.4 MB", "exact: 3.1e-06 ≤ 0.001", "options.format: int8_weight_only → int8",
         "its input changed: quantize was redone", "logits on 4 × 64 probe tokens", "60 samples; a 99th percentile needs 459",
-        "layers.0.mlp.down", "24.0 dB", "Q/DQ around a half-precision GEMM", "not realised", "70 kgen", 
+        "layers.0.mlp.down", "24.0 dB", "Q/DQ around a half-precision GEMM", "not realised", "70 kgen",
         "31 of 32 rows of the precision receipt", "A bound, not a measurement",
         "$0.69 an hour", "`timing_cache`".strip("`"), "AMD EPYC 9B14", "5f" * 32, "calibration.fingerprint", "opset: 23", "2.13.0+cpu",
     ):  # fmt: skip
@@ -742,3 +744,17 @@ def test_numbers_read_as_people_write_them() -> None:
     assert numbers.interval(2.4, 2.52, "×") == "2.40× to 2.52×"
     assert numbers.interval(990, 1200, "ms") == "990 ms to 1.20 s"
     assert numbers.interval(None, 1.0, "") == ""
+
+
+def test_the_content_policy_allows_this_page_and_nothing_else() -> None:
+    source = rendered(hostile)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', source)
+    assert policy is not None
+    rules = policy[1].replace("&#39;", "'")
+    for tag in ("style", "script"):
+        inline = re.search(rf"<{tag}>(.*?)</{tag}>", source, re.DOTALL)
+        assert inline is not None
+        digest = base64.b64encode(hashlib.sha256(inline[1].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}';" in rules
+    assert rules.startswith("default-src 'none';")
+    assert "unsafe" not in rules

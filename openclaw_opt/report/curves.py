@@ -158,11 +158,7 @@ def layers(report: Report) -> tuple[Figure, ...]:
     for name, error in ranked:
         kinds.setdefault(re.sub(r"\d+", "*", name), []).append((name, error))
     worst = [_layer_bar(name, error) for name, error in ranked[:WORST_LAYERS]]
-    by_kind = [
-        _layer_bar(f"{kind}: {rows[0][0]}, worst of {len(rows)}", rows[0][1])
-        for kind, rows in kinds.items()
-        if len(rows) > 1
-    ]
+    by_kind = [_layer_bar(f"{kind}, worst of {len(rows)}", rows[0][1]) for kind, rows in kinds.items() if len(rows) > 1]
     caption = "Bar: error relative to signal, 10^(-SQNR/20). Number: signal to quantization noise in dB, where lower is worse."
     found = [
         Figure(
