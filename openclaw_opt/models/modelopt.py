@@ -38,6 +38,7 @@ from openclaw_opt.numerics.quantization import (
 TOLERANCE = 1e-5
 OFF_GRID = 0.997
 PROBE_ROWS = 256
+STAND_IN = 1e-8
 INT8 = {"num_bits": 8}
 FP8 = {"num_bits": (4, 3)}
 
@@ -131,7 +132,8 @@ def calibrated(
         run_batches(model, calibration, report, scheme.algorithm)
         done += 1
 
-    with quiet_modelopt() as said, blocks_on_cpu(), torch.no_grad():
+    smooth = [module.get_submodule(name) for name in names] if scheme.algorithm == "smoothquant" else []
+    with quiet_modelopt() as said, blocks_on_cpu(), torch.no_grad(), stand_ins(smooth):
         mtq.quantize(module, config_of(scheme, names), forward_loop=forward if scheme.needs_data else None)
     return [str(warning.message) for warning in said if any(name in str(warning.message) for name in names)]
 
@@ -165,6 +167,22 @@ def quiet_modelopt() -> Iterator[list[warnings.WarningMessage]]:
     ):
         warnings.simplefilter("always")
         yield said
+
+
+@contextlib.contextmanager
+def stand_ins(layers: Sequence[Any]) -> Iterator[None]:
+    """While open, input channels that no output uses have one tiny weight: modelopt's SmoothQuant fails on a zero column."""
+    changed = []
+    for layer in (layer for layer in layers if isinstance(layer, nn.Linear)):
+        unused = layer.weight.abs().amax(0) <= STAND_IN
+        if bool(unused.any()):
+            changed.append((layer, unused, layer.weight[0, unused]))
+            layer.weight[0, unused] = STAND_IN
+    yield
+    for layer, unused, before in changed:
+        quantized: Any = layer
+        quantized.weight[0, unused] = before / quantized.input_quantizer.pre_quant_scale.flatten()[unused]
+        quantized.weight_quantizer.amax = channel_amax(quantized.weight)
 
 
 @contextlib.contextmanager

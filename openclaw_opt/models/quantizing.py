@@ -140,7 +140,7 @@ def _reached(
         return list(names), []
     rows = rows_reaching(module, names, calibration)
     for name, count in rows.items():
-        if 0 < count < job.least_rows:
+        if 0 < count < job.least_rows and isinstance(module.get_submodule(name), nn.Linear):
             raise RecipeError(
                 f"{job.algorithm} needs at least {job.least_rows} calibration vectors, {name} sees {count}",
                 where="data.calibration.samples",
@@ -187,6 +187,8 @@ def _row(
         values = values * layer.pre_scale
     meter = errors.output.get(name)
     notes = [dead_note(theirs.get_submodule(name), job.scheme), *(text for text in said if name in text)]
+    if name == "head" and isinstance(reference, Decoder) and reference.spec.tied:
+        notes.append("was tied to the embedding, which stays float")
     return {
         "name": name,
         "format": job.format,

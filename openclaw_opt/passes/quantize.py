@@ -157,7 +157,7 @@ class Quantize(Pass):
         if not left:
             return [*found, Complaint("keep leaves no layer to quantize", "keep", "keep: [head]")]
         block = self.block_size()
-        odd = {name: k for name, k in left.items() if block and k % block}
+        odd = {name: k for name, k in left.items() if block in BLOCKS and k % block}
         if odd:
             name, k = next(iter(odd.items()))
             found.append(
