@@ -20,7 +20,7 @@ from tiny import CONFIGS, open_tiny, write_checkpoint
 from torch import Tensor, nn
 
 from openclaw_opt.artifacts import Graph, Model
-from openclaw_opt.errors import MachineError, RecipeError
+from openclaw_opt.errors import MachineError, RecipeError, VerificationError
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.emit import TYPES, Writer, describe
 from openclaw_opt.models.emit_linear import emit_linear
@@ -195,6 +195,13 @@ def test_a_layer_stays_near_the_float_one(format: str) -> None:
     error = float((QuantLinear(parts_of(weight, format))(x) - wanted).norm() / wanted.norm())
     limit = {"int8": 0.02, "int8_weight_only": 0.01, "int4": 0.12, "fp8": 0.05, "fp8-tensor": 0.05}.get(format, 0.2)
     assert 0 < error < limit
+
+
+def test_a_scale_that_half_precision_lacks_is_refused() -> None:
+    layer = QuantLinear(parts_of(torch.randn(8, 32) * 1e-9, "int8_weight_only"))
+    graph_of(layer, torch.bfloat16)
+    with pytest.raises(VerificationError, match=r"layer.weight_scale: a scale between .* has no float16 value"):
+        graph_of(layer, torch.float16)
 
 
 def test_casting_a_model_leaves_quantized_numbers_alone() -> None:

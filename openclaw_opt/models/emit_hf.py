@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
-from openclaw_opt.models.emit import Writer
+from openclaw_opt.models.emit import TYPES, Writer
 from openclaw_opt.models.emit_linear import emit_conv, emit_linear
 from openclaw_opt.models.hf import Classifier, Encoder
 from openclaw_opt.models.linear import QuantConv2d, QuantLinear, replace_layer
@@ -44,9 +45,10 @@ def emit_hf(module: nn.Module, dtype: torch.dtype) -> ir.Model:
     assert isinstance(module, Encoder | Classifier)
     module = module.to(dtype)
     layers = _take_out(module)
-    model = _trace(module, dtype)
+    model = _trace(module)
     _put_back(model, layers, dtype)
     _name_once(model.graph)
+    _one_type(model.graph, dtype)
     return model
 
 
@@ -68,7 +70,7 @@ def _shape_rule(layer: nn.Module) -> Callable[[Tensor], tuple[int, ...]]:
     return lambda x: (*x.shape[:-1], features)
 
 
-def _trace(module: Encoder | Classifier, dtype: torch.dtype) -> ir.Model:
+def _trace(module: Encoder | Classifier) -> ir.Model:
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
     if isinstance(module, Encoder):
         # One tensor each: torch.export takes the same tensor given twice for one input.
@@ -76,7 +78,7 @@ def _trace(module: Encoder | Classifier, dtype: torch.dtype) -> ir.Model:
         shapes: tuple[dict[int, object], ...] = tuple({0: batch, 1: sequence} for _ in arguments)
     else:
         assert module.spec.image is not None
-        arguments, shapes = (torch.zeros(2, *module.spec.image, dtype=dtype),), ({0: batch},)
+        arguments, shapes = (torch.zeros(2, *module.spec.image),), ({0: batch},)
     with quiet("torch.onnx"):
         program = torch.onnx.export(
             module,
@@ -128,3 +130,16 @@ def _name_once(graph: ir.Graph) -> None:
             while value.name in taken:
                 value.name = f"{value.name}.inner"
             taken.add(value.name)
+
+
+def _one_type(graph: ir.Graph, dtype: torch.dtype) -> None:
+    """Where torch's optimizer folds a batch norm into a bfloat16 convolution it leaves the weights in float32."""
+    for node in graph:
+        if node.op_type != "Conv":
+            continue
+        for value in node.inputs[1:]:
+            if value is None or value.const_value is None or value.dtype == TYPES[dtype]:
+                continue
+            cast = torch.from_numpy(value.const_value.numpy().copy()).to(dtype)
+            value.const_value = TorchTensor(cast, name=value.name)
+            value.dtype = TYPES[dtype]

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.emit import Writer
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear
 from openclaw_opt.numerics.microscaling import ELEMENT_TOP, SCALE_BOTTOM
@@ -57,9 +58,15 @@ def add_bias(writer: Writer, y: ir.Value, name: str, bias: Tensor | None) -> ir.
 
 
 def _scale(writer: Writer, name: str, value: Tensor) -> ir.Value:
-    """A scale in the graph's float type; one that would round to zero is refused."""
-    if bool((value.to(writer.dtype) == 0).any()):
-        raise ValueError(f"{name} has a scale that is zero in {writer.dtype}")
+    """A scale in the graph's float type. VerificationError for one that is zero or infinite in that type."""
+    narrow = value.to(writer.dtype)
+    if not bool(((narrow != 0) & narrow.isfinite()).all()):
+        word = str(writer.dtype).removeprefix("torch.")
+        raise VerificationError(
+            f"a scale between {float(value.min()):.3g} and {float(value.max()):.3g} has no {word} value",
+            where=name,
+            fix="export: {dtype: bfloat16} or {dtype: float32}",
+        )
     return writer.weight(name, value)
 
 

@@ -60,7 +60,7 @@ class Encoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """pixel_values [batch, channels, height, width] in; logits [batch, classes] out, float32."""
+    """pixel_values [batch, channels, height, width] in; logits [batch, classes] out; both float32 whatever is between."""
 
     input_names = ("pixel_values",)
     output_names = ("logits",)
@@ -70,7 +70,7 @@ class Classifier(nn.Module):
         self.model, self.spec = model, spec
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixel_values=pixel_values).logits
+        logits: Tensor = self.model(pixel_values=pixel_values.to(next(self.model.parameters()).dtype)).logits
         return logits.float()
 
 
