@@ -390,11 +390,11 @@ def test_a_special_token_in_a_text_is_text(tmp_path: Path, tokenizer_file: Path)
     assert 0 not in loaded.sequences
 
 
-def test_padding_and_truncation_of_the_tokenizers_file_do_not_count(tokenizer_file: Path, tmp_path: Path) -> None:
+def test_padding_and_truncation_of_the_tokenizers_file_do_not_count(bos_tokenizer_file: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(PROSE * 20, encoding="utf-8")
     source = parse_source({"source": "text", "path": str(tmp_path), "samples": 4, "length": 32})
-    plain = load_tokens(source, tokenizer_file, tmp_path / "c")
-    padded = Tokenizer.from_file(str(tokenizer_file))
+    plain = load_tokens(source, bos_tokenizer_file, tmp_path / "c")
+    padded = Tokenizer.from_file(str(bos_tokenizer_file))
     padded.enable_padding(length=5000)
     padded.enable_truncation(16)
     padded.save(str(tmp_path / "tokenizer.json"))
