@@ -191,7 +191,8 @@ class _Reader:
         value = self.located.data.get("target", "host")
         choice = {"name": value} if isinstance(value, str) else value
         if not isinstance(choice, dict):
-            return None  # the grammar has said so
+            self._add(f"`target` wants a name, or {{name: …, hourly_usd: …}}; got {value!r}", ("target",))
+            return None
         parsed = self._validated(TargetChoice, choice, ("target",))
         if parsed is None:
             return None
@@ -231,8 +232,8 @@ class _Reader:
         return passes
 
     def _check_order(self, found: Sequence[tuple[int, Pass]]) -> None:
-        for (_, before), (index, after) in itertools.pairwise(found):
-            if before.gives() is not after.takes():
+        for (earlier, before), (index, after) in itertools.pairwise(found):
+            if index == earlier + 1 and before.gives() is not after.takes():  # a pass between that was not read explains it
                 self._add(
                     f"pass `{after.word}` takes a {after.takes().__name__}, "
                     f"but `{before.word}` before it gives a {before.gives().__name__}",
@@ -279,14 +280,16 @@ class _Reader:
         value = section.get(role) if isinstance(section, dict) else None
         if value is None:
             return None
-        if not isinstance(value, (str, dict)):
-            return None  # the grammar has said so
         path: Path_ = ("data", role)
+        if not isinstance(value, (str, dict)):
+            self._add(f"`{role}` wants a data source with its options; got {value!r}", path)
+            return None
         try:
             return parse_source(value, folder=self._folder_of((*path, "path")))
         except RecipeError as error:
             for one in error.mistakes or (error,):
-                self._add(one.what, (*path, *(one.where.split(".") if one.where else ())), one.fix)
+                what = one.what if one.where in one.what else f"{one.where}: {one.what}"
+                self._add(what, (*path, *(one.where.split(".") if one.where else ())), one.fix)
             return None
 
     def _budgets(self, metrics: Sequence[Metric]) -> list[Budget]:
@@ -315,7 +318,9 @@ class _Reader:
             return cls.model_validate_json(json.dumps(value))
         except ValidationError as error:
             for one in error.errors():
-                self._explain(cls, one, path)
+                # What fits no member of a union is explained by the reader of that section, once and better.
+                if not any(_union_member(part) for part in one["loc"]):
+                    self._explain(cls, one, path)
         except RecipeError as error:
             self._add(error.what, path, error.fix)
         except (TypeError, ValueError) as error:
