@@ -118,7 +118,8 @@ def passes() -> tuple[PassRecord, ...]:
         record(4, "lower-tensorrt", "exact", "8 caches in place, QKV and gate/up merged", seconds=2.2, peak_bytes=700_000_000, cached=False,
                redone_why="its input changed: `export` was redone", size_bytes=9_100_000, verification=exact(8.8e-5)),
         record(5, "build", "exact", "an engine with 2 profiles and 148 kernels", seconds=134.0, peak_bytes=2_240_000_000, cached=False,
-               redone_why="its input changed: `lower-tensorrt` was redone", size_bytes=10_400_000),
+               redone_why="its input changed: `lower-tensorrt` was redone", size_bytes=10_400_000,
+               latency=tuple(one for one in measured_rows() if one.name.startswith(("latency", "throughput")) and one.subject == "engine")),
     )  # fmt: skip
 
 
@@ -154,11 +155,11 @@ def measured_rows() -> tuple[Measurement, ...]:
         timed("latency.ttft.p50_ms", 18.4, "engine", 60, 3),
         timed("latency.ttft.p50_ms", 31.9, "reference", 60, 4),
         measurement("latency.ttft.p99_ms", None, "ms", "lower", not_measured="60 samples; a 99th percentile needs 459"),
-        measurement("throughput.decode", 414.9, "tokens/s", "higher", low=402.0, high=423.0, samples=700),
+        measurement("throughput.decode_tokens_per_s", 414.9, "token/s", "higher", low=402.0, high=423.0, samples=700),
         measurement(
             "speedup", 2.461, "×", "higher", low=2.40, high=2.52, samples=700, note="interleaved with PyTorch eager"
         ),
-        measurement("memory.peak", 96_400_000, "bytes", "lower", note="resident, of the process that runs it"),
+        measurement("memory.peak_mib", 91.93, "MiB", "lower", note="resident, of the process that runs it"),
         measurement(
             "roofline.decode_ms", 0.0103, "ms", "lower", subject="bound", note="weights read once at 1008 GB/s"
         ),
@@ -255,7 +256,7 @@ def unfinished() -> Report:
     gone = {"value": None, "low": None, "high": None, "samples": None, "raw": (), "not_measured": NO_GPU}
     rows = tuple(
         one.model_copy(update=gone)
-        if views.latencies(report(measurements=(one,))) or one.name == "memory.peak"
+        if views.latencies(report(measurements=(one,))) or one.name.startswith("memory")
         else one
         for one in measured_rows()
         if one.subject != "reference"
@@ -534,6 +535,8 @@ def test_junit_has_a_case_for_each_promise() -> None:
 def test_junit_of_undecided_follows_the_exit_code() -> None:
     assert outcomes(undecided(4), "budget") == ["failure"]
     assert outcomes(undecided(0), "budget") == ["skipped"]
+    lenient = missed().model_copy(update={"recipe": f"{RECIPE}undecided: pass\n"})
+    assert outcomes(lenient, "budget") == ["failure", "skipped", "passed"]
     assert outcomes(unfinished(), "budget") == ["skipped"]
     assert outcomes(unfinished(), "build") == ["failure"]
     assert outcomes(unfinished().model_copy(update={"exit_code": 0}), "build") == ["skipped"]
@@ -652,6 +655,32 @@ def test_exact_passes_keep_the_accuracy_only_when_they_were_compared() -> None:
     assert after == [1.0, 0.9941, 0.9868, 0.9868, 0.9868, None]
     waterfall = tables.waterfall(report())
     assert [row[2].text for row in waterfall.rows][-2:] == ["unchanged", tables.NONE]
+
+
+def test_size_is_no_accuracy_and_belongs_to_what_was_built() -> None:
+    assert [one.name for one in measured_rows() if views.is_accuracy(one)][-1] == "agreement.kl"
+    assert [one.subject for one in headlines(report())][2] == "engine"
+    graph_only = report(engine_files=(), engine_bytes=9_100_000, passes=passes()[:4], verdict="no budgets", budgets=())
+    assert [one.subject for one in headlines(graph_only)][2] == "after export"
+    assert "no budget was judged" in summary_line(graph_only)
+
+
+def test_a_reason_is_said_once() -> None:
+    row = BudgetRecord(metric="speedup", rule=">= 2", got=None, result="undecided", why=f"not measured: {NO_GPU}")
+    one = report(verdict="undecided", exit_code=4, budgets=(row,), measurements=())
+    for text in (html(one), markdown(one), junit(one), printed(one), summary_line(one)):
+        assert "not measured: not measured" not in text
+    assert f"speedup: wanted >= 2, got not measured: {NO_GPU}" in summary_line(one)
+    allowed = one.model_copy(update={"verdict": "within budget", "exit_code": 0})
+    assert "0 of 1 budgets met; speedup: wanted >= 2, got not measured" in summary_line(allowed)
+
+
+def test_the_engine_latency_is_not_a_pass_latency() -> None:
+    assert "Latency" not in [column.title for column in tables.waterfall(report()).columns]
+    twice = tuple(one.model_copy(update={"latency": passes()[-1].latency}) for one in passes()[-2:])
+    waterfall = tables.waterfall(report(passes=twice))
+    assert [row[4].text for row in waterfall.rows] == ["2.41 ms", "2.41 ms"]
+    assert "latency.decode.p50_ms after each pass" in html(report(passes=twice))
 
 
 def test_cost_is_derived_from_the_price_or_says_why_not() -> None:

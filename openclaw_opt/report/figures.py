@@ -93,24 +93,20 @@ def _sizes(report: Report) -> Figure:
 
 
 def _latency(report: Report) -> Figure | None:
-    """Only where some pass was timed: the engine alone stands in the latency section."""
-    timed = [(one.word, _first_latency(one)) for one in report.passes]
-    if not any(found is not None and found.value is not None for _, found in timed):
+    """Only where more than the engine was timed: the engine alone stands in the latency section."""
+    timed = [(record.word, views.pass_latency(report, record)) for record in report.passes]
+    names = [one.name for _, one in timed if one is not None]
+    if not views.passes_timed(report) or not names:
         return None
-    rows = [
-        svg.Bar(
-            word,
-            numbers.NOT_MEASURED if one is None or one.value is None else numbers.measured(one),
-            one.value if one else None,
-        )
-        for word, one in timed
-    ]
-    name = next(one.name for _, one in timed if one is not None)
-    return Figure(f"{name} after each pass", svg.bars("Latency after each pass", rows))
+    rows = [_latency_bar(word, one) for word, one in timed]
+    return Figure(f"{names[-1]} after each pass", svg.bars("Latency after each pass", rows))
 
 
-def _first_latency(record: PassRecord) -> Measurement | None:
-    return next((one for one in record.latency if one.value is not None), record.latency[0] if record.latency else None)
+def _latency_bar(word: str, one: Measurement | None) -> svg.Bar:
+    known = one is not None and one.value is not None
+    return svg.Bar(
+        word, numbers.measured(one) if one is not None and known else numbers.NOT_MEASURED, one.value if one else None
+    )
 
 
 def _seconds(records: Sequence[PassRecord]) -> Figure:

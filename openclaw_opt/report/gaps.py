@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.records import PassRecord, Report
+from openclaw_opt.report import numbers
 from openclaw_opt.report.headline import cost, headlines
 
 
@@ -22,17 +23,19 @@ def gaps(report: Report) -> tuple[Gap, ...]:
     """Everything without a number, and why, once each."""
     found = [Gap("the engine itself", _unfinished(report))] if not report.finished else []
     found += [Gap(_named(one), one.not_measured) for one in report.measurements if one.value is None]
-    found += [Gap(budget.metric, budget.why) for budget in report.budgets if budget.got is None and budget.why]
-    found += [gap for record in report.passes for gap in _pass_gaps(record)]
-    if report.passes and not any(record.latency for record in report.passes):
-        found.append(Gap("latency after each pass", "the recipe's metrics time the engine only"))
+    found += [
+        Gap(budget.metric, numbers.reason(budget.why)) for budget in report.budgets if budget.got is None and budget.why
+    ]
+    found += [gap for record in report.passes for gap in _pass_gaps(record, report.measurements)]
+    if report.passes and not any(record.latency for record in report.passes[:-1]):
+        found.append(Gap("latency after each pass", "only the engine is timed"))
     found += [Gap(one.label, one.detail) for one in (*headlines(report), *cost(report)) if not one.measured]
     return _merged(found)
 
 
-def _pass_gaps(record: PassRecord) -> Iterator[Gap]:
+def _pass_gaps(record: PassRecord, final: Sequence[Measurement]) -> Iterator[Gap]:
     for one in (*record.accuracy, *record.latency):
-        if one.value is None:
+        if one.value is None and one not in final:
             yield Gap(f"{_named(one)} after {record.word}", one.not_measured)
     if record.kind == "exact" and record.verification is None:
         yield Gap(f"outputs after {record.word}", "they were not compared on this machine")

@@ -8,6 +8,8 @@ from openclaw_opt.artifacts import Measurement
 from openclaw_opt.records import Report
 from openclaw_opt.report import numbers, views
 
+RATES = ("token/s", "tokens/s")
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -41,7 +43,7 @@ def _speed_headline(report: Report) -> Headline:
         own = [
             one
             for one in report.measurements
-            if one.name.split(".")[0] == first and one.subject not in (views.REFERENCE, views.BOUND)
+            if views.first_word(one.name) == first and one.subject not in (views.REFERENCE, views.BOUND)
         ]
         if own:
             return _headline(own[0].name, next((one for one in own if one.value is not None), own[0]))
@@ -63,9 +65,9 @@ def _size_headline(report: Report) -> Headline:
 
 def result_size(report: Report) -> tuple[str, int | None]:
     """Whose size, and how many bytes: the engine, or what the last pass left when there is no engine yet."""
-    if report.engine_bytes is not None:
-        return "engine", report.engine_bytes
-    return (f"after {report.passes[-1].word}", report.passes[-1].size_bytes) if report.passes else ("", None)
+    last = report.passes[-1] if report.passes else None
+    taken = report.engine_bytes if report.engine_bytes is not None else last.size_bytes if last else None
+    return "engine" if (report.engine_files and report.finished) or last is None else f"after {last.word}", taken
 
 
 def _memory_headline(report: Report) -> Headline:
@@ -91,11 +93,11 @@ def _gap_headline(label: str, why: str) -> Headline:
 
 def cost(report: Report) -> tuple[Headline, ...]:
     """Cost per million tokens with the price used: as measured by a metric, or derived from throughput and price."""
-    own = [one for one in report.measurements if one.name.split(".")[0] == "cost"]
+    own = [one for one in report.measurements if views.first_word(one.name) == "cost"]
     if own:
         return tuple(_headline(one.name, one) for one in own)
     label, price = "cost per million output tokens", report.target_facts.get("hourly_usd")
-    rates = [one for one in views.latencies(report) if one.unit == "tokens/s" and one.subject == "engine" and one.value]
+    rates = [one for one in views.latencies(report) if one.unit in RATES and one.subject == "engine" and one.value]
     rate = next((one for one in rates if "prefill" not in one.name and "prompt" not in one.name), None)
     if not isinstance(price, (int, float)) or isinstance(price, bool):
         return (

@@ -130,7 +130,12 @@ def evidence(one: Measurement) -> str:
 
 
 def missing(why: str) -> str:
-    return f"{NOT_MEASURED}: {why}" if why else NOT_MEASURED
+    """`not measured: why`, also where the reason says so itself."""
+    return f"{NOT_MEASURED}: {reason(why)}" if why else NOT_MEASURED
+
+
+def reason(why: str) -> str:
+    return why.removeprefix(f"{NOT_MEASURED}: ")
 
 
 def beside(value: float, bound: float, unit: str) -> str:

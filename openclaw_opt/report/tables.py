@@ -99,20 +99,22 @@ def waterfall(report: Report) -> Table:
         Column("Latency", numeric=True), Column("Time", numeric=True), Column("Peak memory", numeric=True), Column("Verified"),
         Column("Taken from"),
     )  # fmt: skip
-    table = Table(columns, tuple(_step_row(step) for step in views.steps(report)))
+    table = Table(
+        columns, tuple(_step_row(step, views.pass_latency(report, step.record)) for step in views.steps(report))
+    )
     return (
         table if views.passes_timed(report) else table.only(*(one.title for one in columns if one.title != "Latency"))
     )
 
 
-def _step_row(step: views.Step) -> tuple[Cell, ...]:
+def _step_row(step: views.Step, latency: Measurement | None) -> tuple[Cell, ...]:
     record = step.record
     return (
         Cell(record.word, float(record.index)),
         Cell(record.changed),
         _accuracy_cell(step),
         Cell(numbers.size(record.size_bytes), float(record.size_bytes)),
-        _latency_cell(record),
+        _latency_cell(latency),
         Cell(numbers.seconds(record.seconds), record.seconds),
         Cell(numbers.size(record.peak_bytes), float(record.peak_bytes)),
         verification_cell(record),
@@ -136,10 +138,9 @@ def _accuracy_cell(step: views.Step) -> Cell:
     return Cell(numbers.missing("no accuracy metric ran after this pass"), None, "quiet")
 
 
-def _latency_cell(record: PassRecord) -> Cell:
-    if not record.latency:
+def _latency_cell(one: Measurement | None) -> Cell:
+    if one is None:
         return Cell(numbers.NOT_MEASURED, None, "quiet")
-    one = next((one for one in record.latency if one.value is not None), record.latency[0])
     return Cell(numbers.measured(one), one.value, "" if one.value is not None else "quiet")
 
 

@@ -6,6 +6,7 @@ The metrics name themselves; nothing here knows one by its full name, only the f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -52,8 +53,13 @@ class Series:
     samples: tuple[float, ...]
 
 
+def first_word(name: str) -> str:
+    """`latency` of `latency.decode.p50_ms`, `size` of `size_mib`."""
+    return re.split(r"[._]", name, maxsplit=1)[0]
+
+
 def is_accuracy(one: Measurement) -> bool:
-    return one.name.split(".")[0] not in COSTS and one.subject != BOUND
+    return first_word(one.name) not in COSTS and one.subject != BOUND
 
 
 def accuracy_name(report: Report) -> str:
@@ -101,7 +107,7 @@ def _kept(record: PassRecord) -> bool:
 def latencies(report: Report) -> tuple[Measurement, ...]:
     """Every time and rate, in the report's order; bounds are kept apart."""
     words = ("latency", "throughput", "speedup", "ttft", "load")
-    return tuple(one for one in report.measurements if one.name.split(".")[0] in words and one.subject != BOUND)
+    return tuple(one for one in report.measurements if first_word(one.name) in words and one.subject != BOUND)
 
 
 def bounds(report: Report) -> tuple[Measurement, ...]:
@@ -158,8 +164,15 @@ def _pass_points(records: Iterable[PassRecord], latency: str, accuracy: str) -> 
 
 
 def passes_timed(report: Report) -> bool:
-    """Was any pass's result timed?"""
-    return any(one.value is not None for record in report.passes for one in record.latency)
+    """Was more than one pass's result timed? The last one's is the engine's and stands with the measurements."""
+    return sum(any(one.value is not None for one in record.latency) for record in report.passes) > 1
+
+
+def pass_latency(report: Report, record: PassRecord) -> Measurement | None:
+    """The latency that stands for a pass: that of the picture, else a median, measured if there is one."""
+    shown = latency_name(report)
+    rows = sorted(record.latency, key=lambda one: (one.value is None, one.name != shown, "p50" not in one.name))
+    return rows[0] if rows else None
 
 
 def verdict_line(report: Report) -> str:
@@ -171,13 +184,12 @@ def verdict_line(report: Report) -> str:
         return "; ".join(budget_line(one) for one in missed)
     if not report.finished:
         return report.unfinished_why or "the engine is not built yet"
-    if undecided:
-        return "; ".join(budget_line(one) for one in undecided)
-    return (
-        f"{met} of {total} budgets met"
-        if total
-        else "the recipe states no budgets, so nothing decides whether this is good enough"
-    )
+    open_ones = [budget_line(one) for one in undecided]
+    if undecided and report.exit_code:
+        return "; ".join(open_ones)
+    if not total:
+        return "no budget was judged, so nothing here says whether this is good enough"
+    return "; ".join([f"{met} of {total} budgets met", *open_ones])
 
 
 def budget_line(one: BudgetRecord) -> str:
