@@ -6,7 +6,7 @@ Decoders, batch by batch, one stream, a closed loop (each token starts when the 
     latency.decode.*   each later token's own time; never a difference of two totals
     latency.e2e.p50_ms  prefill and `new_tokens` tokens
     throughput.prefill_tokens_per_s, throughput.decode_tokens_per_s   Σ tokens / Σ time
-    speedup            median decode time of a token, PyTorch eager float32 / engine
+    speedup            median decode time of a token, PyTorch eager float32 / engine, over the first 16 tokens of each round
     speedup.prefill    the same of the time to first token
 
 Encoders and vision models: latency.infer.*, throughput.samples_per_s, speedup.
@@ -14,10 +14,13 @@ Encoders and vision models: latency.infer.*, throughput.samples_per_s, speedup.
 Engine and PyTorch run in turns, one generation each, and which goes first alternates: what disturbs the machine disturbs both.
 A speedup is the ratio of medians over rounds with a paired block-bootstrap interval. Warm-up rounds are left out. A percentile
 is stated only with enough samples for it (`numerics.stats.minimum_samples`: p50 7, p90 44, p99 459), else it is not measured.
+A busy machine slows a runtime of many small parallel regions (PyTorch's) more than one of few: the load average before
+measuring is part of every note, and above the number of cores the ratio is not one of an idle machine.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -41,6 +44,8 @@ ENOUGH_ROUNDS = 44
 """Rounds after which the time to first token has a p90; its p99 would take 459."""
 ENOUGH_TOKENS = 459
 FEWEST_ROUNDS = 7
+PAIRED_TOKENS = 16
+"""Decoded by PyTorch in a round, and compared with the engine's first ones: enough for a median, and a round stays short."""
 OVERTIME = 4.0
 """The fewest rounds may take this many times the time box; then measuring ends with what there is."""
 
@@ -71,13 +76,13 @@ class Times:
     first: list[float] = field(default_factory=list)
     later: list[float] = field(default_factory=list)
     per_round: list[float] = field(default_factory=list)
-    """Mean of a round's `later`; for models without a cache, its `first`."""
+    """Mean of a round's first PAIRED_TOKENS of `later`; for models without a cache, its `first`."""
     whole: list[float] = field(default_factory=list)
 
     def add(self, first: float, later: list[float]) -> None:
         self.first.append(first)
         self.later += later
-        self.per_round.append(float(np.mean(later)) if later else first)
+        self.per_round.append(float(np.mean(later[:PAIRED_TOKENS])) if later else first)
         self.whole.append(first + sum(later))
 
 
@@ -111,18 +116,23 @@ class Latency(Metric):
             return self.all_unmeasured(task, subject.speed.why, subject=subject.speed.subject)
         eager = subject.eager if self.compare and subject.eager.open is not None else None
         with ExitStack() as stack:
-            ours = self._round(stack, subject.speed, subject.facts)
-            theirs = self._round(stack, eager, subject.facts) if eager else None
+            ours = self._round(stack, subject.speed, subject.facts, self.new_tokens)
+            tokens = min(self.new_tokens, PAIRED_TOKENS)
+            theirs = self._round(stack, eager, subject.facts, tokens) if eager else None
+            load = machine_load()
             engine, reference = self._time(ours, theirs)
-        rows = self._rows(engine, subject.facts, subject.speed.subject, subject.speed.note)
+        said = ", ".join(part for part in (subject.speed.note, load) if part)
+        rows = self._rows(engine, subject.facts, subject.speed.subject, said)
         if eager:
-            rows += self._rows(reference, subject.facts, "reference", eager.note or "PyTorch eager float32")
-            return rows + self._speedups(reference, engine, task, subject.speed.note)
+            said = f"{eager.note or 'PyTorch eager float32'}, {load}"
+            beside = self._rows(reference, subject.facts, "reference", said)
+            rows += [row for row in beside if row.value is not None and row.name != "latency.e2e.p50_ms"]
+            return rows + self._speedups(reference, engine, task, load)
         why = subject.eager.why or "the recipe says compare: false"
         names = [number.name for number in self.numbers if number.name.startswith("speedup") and task in number.tasks]
         return rows + [self.unmeasured(name, why) for name in names]
 
-    def _round(self, stack: ExitStack, opener: Opener, facts: GraphFacts) -> Round:
+    def _round(self, stack: ExitStack, opener: Opener, facts: GraphFacts, tokens: int) -> Round:
         from openclaw_opt.backends import DecoderSession, GenericSession
         from openclaw_opt.metrics.workload import sample_feed, sample_prompt
 
@@ -130,7 +140,7 @@ class Latency(Metric):
         session: Session = stack.enter_context(opener.open())
         if isinstance(session, DecoderSession):
             ids, steps = sample_prompt(facts, self.prompt, self.new_tokens, self.batch)
-            follow = np.random.default_rng(1).integers(0, facts.vocab or 1, (steps, self.batch))
+            follow = np.random.default_rng(1).integers(0, facts.vocab or 1, (min(steps, tokens), self.batch))
 
             def generate() -> tuple[float, list[float]]:
                 first = timed(lambda: session.prefill(ids))
@@ -162,12 +172,15 @@ class Latency(Metric):
         return sampled or seconds > self.time_box_s
 
     def _rows(self, times: Times, facts: GraphFacts, subject: str, note: str) -> list[Measurement]:
+        from openclaw_opt.metrics.workload import sample_prompt
+
         said = f"batch {self.batch}" + (f"; {note}" if note else "")
         if not times.later:
             rows = self._percentiles("infer", times.first, subject, said)
             return [*rows, self._rate("throughput.samples_per_s", self.batch, times.first, subject, said)]
-        prompt = min(self.prompt, (facts.context or self.prompt) - len(times.later) // len(times.first))
-        said = f"{said}, prompt {prompt}, {len(times.later) // len(times.first)} new tokens"
+        ids, _ = sample_prompt(facts, self.prompt, self.new_tokens)
+        prompt = ids.shape[1]
+        said = f"{said}; prompt {prompt}, {len(times.later) // len(times.first)} new tokens"
         return [
             *self._percentiles("ttft", times.first, subject, said),
             *self._percentiles("decode", times.later, subject, said),
@@ -215,6 +228,13 @@ class Latency(Metric):
                 said = "PyTorch eager float32 / engine, in turns" + (f"; {note}" if note else "")
                 rows.append(self.row(name, ratio, note=said))
         return rows
+
+
+def machine_load() -> str:
+    """The load average of the last minute by the cores there are, e.g. `load 0.4 on 2 cores`."""
+    if not hasattr(os, "getloadavg"):
+        return "load not known"
+    return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 def timed(run: Callable[[], object]) -> float:
