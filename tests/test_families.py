@@ -11,7 +11,6 @@ import onnx
 import pytest
 import torch
 import transformers as hf
-from tiny import DECODERS, open_tiny, write_checkpoint
 from torch import Tensor
 
 from openclaw_opt.artifacts import Checkpoint, Graph, Model
@@ -21,6 +20,7 @@ from openclaw_opt.models.load import load_model
 from openclaw_opt.models.parity import check_parity
 from openclaw_opt.models.reference import open_reference
 from openclaw_opt.models.store import open_model
+from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
 CLOSE = 1e-4
 STANDARD = {"", "ai.onnx"}

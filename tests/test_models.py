@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file, save_file
-from tiny import CONFIGS, open_tiny, write_checkpoint
 from torch import Tensor, nn
 
 from openclaw_opt.artifacts import Graph, Model
@@ -34,6 +33,7 @@ from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts, RopeSpe
 from openclaw_opt.models.store import open_model, save_model
 from openclaw_opt.numerics.microscaling import global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.quantization import block_amax, channel_amax, quantize, quantize_blocks, scale_of
+from tests.tiny import CONFIGS, open_tiny, write_checkpoint
 
 CLOSE = 1e-4
 FORMATS = ("int8", "int8_weight_only", "int4", "fp8", "fp8-tensor", "nvfp4", "nvfp4-weights")
@@ -198,7 +198,7 @@ def test_a_layer_stays_near_the_float_one(format: str) -> None:
 
 
 def test_a_scale_that_half_precision_lacks_is_refused() -> None:
-    layer = QuantLinear(parts_of(torch.randn(8, 32) * 1e-9, "int8_weight_only"))
+    layer = QuantLinear(parts_of(torch.randn(8, 32) * 1e-6, "int8_weight_only"))
     graph_of(layer, torch.bfloat16)
     with pytest.raises(VerificationError, match=r"layer.weight_scale: a scale between .* has no float16 value"):
         graph_of(layer, torch.float16)
