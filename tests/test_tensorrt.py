@@ -14,7 +14,6 @@ from pathlib import Path
 import onnx
 import psutil
 import pytest
-from tiny_decoder import Tiny, write_tiny
 
 from openclaw_opt.artifacts import Engine, Graph, LayerFormat
 from openclaw_opt.backends.tensorrt import TensorrtOptions, build, cannot_build, unfinished
@@ -23,6 +22,7 @@ from openclaw_opt.backends.trt_profiles import Profiles, shapes_of
 from openclaw_opt.errors import MachineError, RecipeError, VerificationError
 from openclaw_opt.graph.to_tensorrt import lower
 from openclaw_opt.targets import target_named
+from tests.tiny_decoder import Tiny, write_tiny
 
 OPTIONS = TensorrtOptions(profiles=Profiles(batch=(1, 2, 4), prompt=(1, 8, 16)))
 ONE_LAYER = Tiny(layers=1, windows=(None,))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny_decoder import Tiny, write_tiny
 
 from openclaw_opt.artifacts import Graph, GraphFacts, KvShape, LayerFormat
 from openclaw_opt.backends.ort_sessions import OrtDecoder
@@ -16,6 +15,7 @@ from openclaw_opt.errors import RecipeError, VerificationError
 from openclaw_opt.graph.to_tensorrt import lower
 from openclaw_opt.graph.trt_legality import advise, check
 from openclaw_opt.targets import target_named
+from tests.tiny_decoder import Tiny, write_tiny
 
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3}
 """Of the largest logit. Half precision: the explicit soft-cap is computed in float32, the portable one in half."""
@@ -45,7 +45,7 @@ def test_every_step_of_a_padded_batch_equals_each_sequence_alone_in_the_portable
     source, result = lowered(tiny, tmp_path)
     rng = np.random.default_rng(1)
     ids, lengths, steps = rng.integers(0, tiny.vocab, (3, 9)), np.array([9, 4, 6]), rng.integers(0, tiny.vocab, (3, 8))
-    with OrtDecoder(source, threads=1) as portable, OrtDecoder(result, threads=1) as ours:
+    with OrtDecoder(source) as portable, OrtDecoder(result) as ours:
         alone = [portable.logits(np.concatenate([ids[b, : lengths[b]], steps[b]])[None])[0] for b in range(3)]
         bound = TOLERANCE[tiny.dtype] * max(float(np.abs(one).max()) for one in alone)
         got = ours.prefill(ids, lengths)
@@ -62,7 +62,7 @@ def test_a_window_changes_the_output(tmp_path: Path) -> None:
     ids = np.arange(12)[None]
     _, full = lowered(Tiny(dtype="float32"), tmp_path / "full")
     _, near = lowered(Tiny(dtype="float32", windows=(3, 3)), tmp_path / "near")
-    with OrtDecoder(full, threads=1) as one, OrtDecoder(near, threads=1) as other:
+    with OrtDecoder(full) as one, OrtDecoder(near) as other:
         far, close = one.logits(ids), other.logits(ids)
     np.testing.assert_allclose(far[0, :3], close[0, :3], atol=1e-5)
     assert np.abs(far[0, -1] - close[0, -1]).max() > 1e-3

@@ -93,6 +93,7 @@ class Writer:
         names = [
             self.constant(f"{name}.weight_q", low_bit.astype(low)),
             self.constant(f"{name}.weight_scale", scales),
+            self.constant(f"{name}.weight_zero", np.zeros(n, low)),
         ]
         return self.op(
             "MatMul", [x, self.op("DequantizeLinear", names, f"{name}.weight_dequantize", axis=1)], f"{name}.matmul"

@@ -22,7 +22,6 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypedDict
 
-DECOMPOSABLE = "trt_decomposable"
 NO_RANDOMIZE = 0x0040000
 """ADDR_NO_RANDOMIZE of personality(2)."""
 
@@ -113,17 +112,6 @@ def watch_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def marked_model(path: str) -> bytes:
-    """The ONNX file with `TRT_decomposable` on every attention that its metadata marks; weights stay outside."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    for node in model.graph.node:
-        if any(entry.key == DECOMPOSABLE for entry in node.metadata_props):
-            node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
-    return bytes(model.SerializeToString())
-
-
 def make_logger(trt: Any, log: TextIO) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -191,8 +179,10 @@ def configure(trt: Any, builder: Any, request: Request, monitor: Any) -> Any:
 
 def parse(trt: Any, network: Any, request: Request, logger: Any, events: Events) -> bool:
     parser = trt.OnnxParser(network, logger)
+    from openclaw_opt.graph.trt_words import parser_model
+
     name = Path(request["onnx"]).name
-    if parser.parse(marked_model(name), name):
+    if parser.parse(parser_model(name), name):
         return True
     for index in range(parser.num_errors):
         error = parser.get_error(index)

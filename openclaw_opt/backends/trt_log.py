@@ -249,10 +249,14 @@ def _fallback(kernels: Sequence[Kernel], matrix: Kernel, wanted: Wanted) -> tupl
     return f"{read} GEMM", False, f"{matrix.type} {matrix.name} computes in {read}; {how}"
 
 
+_ERROR = re.compile(
+    r"^\[(ERROR|INTERNAL_ERROR)\]|^(Internal Error|terminate called|Segmentation|.*Exception|.*[Ee]rror:)"
+)
+_DRIVER = re.compile(r"catchCudaError|cudaError 35")
+"""Without a driver every failure is followed by these; they are the cause only where nothing else is said."""
+
+
 def problems(lines: Iterable[str]) -> tuple[str, ...]:
     """Error lines of a log, and what the compiler wrote past the logger (lines without a severity), newest last."""
-    raw = re.compile(r"^(Internal Error|terminate called|Segmentation|.*Exception|.*[Ee]rror:)")
-    errors = [
-        line.rstrip("\n") for line in lines if line.startswith(("[ERROR]", "[INTERNAL_ERROR]")) or raw.match(line)
-    ]
-    return tuple(dict.fromkeys(errors))
+    errors = tuple(dict.fromkeys(line.rstrip("\n") for line in lines if _ERROR.match(line)))
+    return tuple(line for line in errors if not _DRIVER.search(line)) or errors

@@ -17,10 +17,7 @@ import onnx_ir as ir
 
 from openclaw_opt.graph.ir_tools import add_constant, add_ints, add_node
 from openclaw_opt.graph.trt_legality import FUSED_DTYPES, FUSED_HEAD_DIMS
-
-DECOMPOSABLE = "trt_decomposable"
-"""Key in a node's metadata: the builder may run this attention as separate kernels. No attribute, since onnx.checker and
-ONNX Runtime refuse attributes they do not know; the builder's child process turns it into one."""
+from openclaw_opt.graph.trt_words import DECOMPOSABLE
 
 
 @dataclass(frozen=True)
