@@ -59,7 +59,7 @@ def _step(step: views.Step, top: float, scale: svg.Scale) -> str:
 
 def _engine(one: Measurement, top: float, scale: svg.Scale) -> str:
     """The last row: what the engine itself was measured at."""
-    head = _row_head(top, "engine", numbers.NOT_MEASURED if one.value is None else numbers.measured(one))
+    head = _row_head(top, one.subject, numbers.NOT_MEASURED if one.value is None else numbers.measured(one))
     if one.value is None or not math.isfinite(one.value):
         return head
     return (

@@ -39,15 +39,17 @@ def _accuracy_headline(report: Report) -> Headline:
 
 
 def _speed_headline(report: Report) -> Headline:
-    for first in ("speedup", "latency", "throughput"):
-        own = [
-            one
-            for one in report.measurements
-            if views.first_word(one.name) == first and one.subject not in (views.REFERENCE, views.BOUND)
-        ]
-        if own:
-            return _headline(own[0].name, next((one for one in own if one.value is not None), own[0]))
-    return _gap_headline("speedup", "no latency metric ran on this build")
+    """The speedup, else the first latency or rate that was measured, else why there is none."""
+    words = ("speedup", "latency", "throughput")
+    own = [one for one in views.latencies(report) if one.subject != views.REFERENCE]
+    rows = sorted(
+        (one for one in own if views.first_word(one.name) in words),
+        key=lambda one: words.index(views.first_word(one.name)),
+    )
+    if not rows:
+        return _gap_headline("speedup", "no latency metric ran on this build")
+    shown = next((one for one in rows if one.value is not None), rows[0])
+    return _headline(shown.name, shown)
 
 
 def _size_headline(report: Report) -> Headline:
