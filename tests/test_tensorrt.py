@@ -21,6 +21,7 @@ from openclaw_opt.backends.trt_child import Progress
 from openclaw_opt.backends.trt_profiles import Profiles, shapes_of
 from openclaw_opt.errors import MachineError, RecipeError, VerificationError
 from openclaw_opt.graph.to_tensorrt import lower
+from openclaw_opt.graph.trt_words import parser_model
 from openclaw_opt.targets import target_named
 from tests.tiny_decoder import Tiny, write_tiny
 
@@ -79,6 +80,35 @@ def test_a_decoder_builds_and_runs_in_what_was_asked(
     assert (facts.build_peak_bytes or 0) > 10**8
     assert [fraction for _, fraction in seen] == sorted(fraction for _, fraction in seen)
     assert {"Compiling profile prefill", "Compiling profile decode"} <= {phase for phase, _ in seen}
+
+
+def test_nvfp4_is_built_from_a_graph_of_standard_operators(tmp_path: Path) -> None:
+    graph = lowered(Tiny(format="nvfp4", layers=1, windows=(None,)), tmp_path)
+    model = onnx.load(str(graph.onnx), load_external_data=False)
+    assert {node.domain for node in model.graph.node} == {""}
+    words = [node.op_type for node in onnx.load_from_string(parser_model(str(graph.onnx))).graph.node]
+    assert words.count("TRT_FP4DynamicQuantize") == 4
+    assert "ReduceMax" not in words
+    facts = build(graph, target_named("rtx5090"), OPTIONS, tmp_path / "engine", quiet).facts
+    assert {(row.ok, row.realised) for row in facts.receipt} == {(True, "FP4E2M1 GEMM")}
+
+
+@pytest.mark.slow  # torch and transformers take longer to import than the engines to build
+@pytest.mark.parametrize("family", ["gemma2", "bert", "vit", "resnet"])
+def test_every_task_goes_from_a_checkpoint_to_an_engine(family: str, tmp_path: Path) -> None:
+    from openclaw_opt.backends.ort_sessions import open_graph
+    from openclaw_opt.models.export import export_graph
+    from openclaw_opt.models.load import load_model
+    from tests.tiny import open_tiny, write_checkpoint
+
+    model, *_ = load_model(open_tiny(write_checkpoint(tmp_path / "checkpoint", family)), tmp_path / "model")
+    graph = lower(export_graph(model, tmp_path / "portable", dtype="float16"), tmp_path / "lowered")
+    with open_graph(graph):
+        facts = build(graph, target_named("rtx3060"), OPTIONS, tmp_path / "engine", quiet).facts
+    profiles = ["prefill", "decode"] if facts.task == "decoder" else ["main"]
+    assert [row.profile for row in facts.kernels] == profiles
+    assert all(row.kernels for row in facts.kernels)
+    assert ("soft-capped" in " ".join(facts.notes)) == (family == "gemma2")
 
 
 def test_two_builds_give_the_same_bytes(one_layer: Graph, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ LARGEST = {"int8": 127.0, "fp8": 448.0, "int4": 7.0}
 
 @dataclass(frozen=True)
 class Tiny:
-    """Sizes of a tiny decoder; `format` is '', int8, fp8 or int4 (`block` elements of K share a scale)."""
+    """Sizes of a tiny decoder; `format` is '', int8, fp8, nvfp4 or int4 (`block` elements of K share a scale)."""
 
     layers: int = 2
     hidden: int = 64
@@ -78,9 +78,13 @@ class Writer:
         weight = self.matrix(k, n)
         if not kind or name == "head":
             return self.op("MatMul", [x, self.constant(f"{name}.weight", weight.astype(dtype))], f"{name}.matmul")
-        self.quantized.append(LayerFormat(name=name, format=kind, block=self.tiny.block if kind == "int4" else None))
+        self.quantized.append(
+            LayerFormat(name=name, format=kind, block={"int4": self.tiny.block, "nvfp4": 16}.get(kind))
+        )
         if kind == "int4":
             return self.op("MatMul", [x, self.block_weight(name, weight)], f"{name}.matmul")
+        if kind == "nvfp4":
+            return self.op("MatMul", [self.fp4_input(x, name, k), _nvfp4(self, name, weight)[1]], f"{name}.matmul")
         low = LOW_BIT[kind]
         zero, scale = self.constant(f"{name}.zero", np.array(0, low)), np.array(4.0 / LARGEST[kind], dtype)
         scale_name = self.constant(f"{name}.input_scale", scale)
@@ -98,6 +102,22 @@ class Writer:
         return self.op(
             "MatMul", [x, self.op("DequantizeLinear", names, f"{name}.weight_dequantize", axis=1)], f"{name}.matmul"
         )
+
+    def fp4_input(self, x: str, name: str, k: int) -> str:
+        """Q/DQ to E2M1 in blocks of 16, the E4M3 block scales computed from the blocks' largest values."""
+        step, scope = np.float32(4.0 / (6 * 448)), f"{name}.input"
+        split = self.op("Reshape", [x, self.ints(0, 0, k // 16, 16)], f"{scope}_blocks")
+        size = self.op(
+            "ReduceMax", [self.op("Abs", [split], f"{scope}_abs"), self.ints(-1)], f"{scope}_max", keepdims=0
+        )
+        size = self.op("Cast", [size], f"{scope}_wide", to=TensorProto.FLOAT)
+        size = self.op("Div", [size, self.constant(f"{scope}_largest", step * 6)], f"{scope}_ratio")
+        scale = self.op("Cast", [size], f"{scope}_round", to=TensorProto.FLOAT8E4M3FN)
+        scale = self.op("DequantizeLinear", [scale, self.constant(f"{scope}_scale", step)], f"{scope}_dequantize")
+        scale = self.op("Cast", [scale], f"{scope}_half", to=ELEMENT[self.tiny.dtype])
+        more = {"axis": -1, "block_size": 16}
+        low = self.op("QuantizeLinear", [x, scale], f"{scope}_q", output_dtype=TensorProto.FLOAT4E2M1, **more)
+        return self.op("DequantizeLinear", [low, scale], f"{scope}_dq", **more)
 
     def block_weight(self, name: str, weight: np.ndarray) -> str:
         block, (k, n) = self.tiny.block, weight.shape
@@ -225,7 +245,9 @@ def write_linear(folder: Path, kind: str, k: int = 64, n: int = 128) -> Path:
     rng = np.random.default_rng(0)
     weight = (rng.standard_normal((k, n)) * k**-0.5).astype(np.float32)
     writer = Writer(Tiny())
-    x, dequantized = {"nvfp4_weight_only": _nvfp4, "fp8_weight_only": _fp8, "mxfp8": _mxfp8}[kind](writer, weight)
+    x, dequantized = {"nvfp4_weight_only": _nvfp4, "fp8_weight_only": _fp8, "mxfp8": _mxfp8}[kind](
+        writer, "lin", weight
+    )
     writer.nodes.append(helper.make_node("MatMul", [x, dequantized], ["y"], name="lin/MatMul"))
     half = TensorProto.FLOAT16
     infos = [helper.make_tensor_value_info(name, half, ["batch", size]) for name, size in (("x", k), ("y", n))]
@@ -236,36 +258,36 @@ def write_linear(folder: Path, kind: str, k: int = 64, n: int = 128) -> Path:
     return path
 
 
-def _nvfp4(writer: Writer, weight: np.ndarray) -> tuple[str, str]:
+def _nvfp4(writer: Writer, name: str, weight: np.ndarray) -> tuple[str, str]:
     k, n = weight.shape
     step = np.float32(np.abs(weight).max() / (6 * 448))
     scale = (np.abs(weight.reshape(k // 16, 16, n)).max(1) / 6 / step).astype(ml_dtypes.float8_e4m3fn)
     low = (weight / (scale.astype(np.float32) * step).repeat(16, 0)).astype(ml_dtypes.float4_e2m1fn)
-    names = [writer.constant("lin.weight_scale", scale), writer.constant("lin.weight_global", step)]
-    wide = writer.op("DequantizeLinear", names, "lin.weight_scale/DequantizeLinear")
-    wide = writer.op("Cast", [wide], "lin.weight_scale/Cast", to=TensorProto.FLOAT16)
-    names = [writer.constant("lin.weight_q", low), wide]
-    return "x", writer.op("DequantizeLinear", names, "lin.weight/DequantizeLinear", axis=0, block_size=16)
+    names = [writer.constant(f"{name}.weight_scale", scale), writer.constant(f"{name}.weight_global", step)]
+    wide = writer.op("DequantizeLinear", names, f"{name}.weight_scale/DequantizeLinear")
+    wide = writer.op("Cast", [wide], f"{name}.weight_scale/Cast", to=TensorProto.FLOAT16)
+    names = [writer.constant(f"{name}.weight_q", low), wide]
+    return "x", writer.op("DequantizeLinear", names, f"{name}.weight/DequantizeLinear", axis=0, block_size=16)
 
 
-def _fp8(writer: Writer, weight: np.ndarray) -> tuple[str, str]:
+def _fp8(writer: Writer, name: str, weight: np.ndarray) -> tuple[str, str]:
     scale = (np.abs(weight).max(0) / 448).astype(np.float16)
     low = (weight / scale).astype(ml_dtypes.float8_e4m3fn)
-    names = [writer.constant("lin.weight_q", low), writer.constant("lin.weight_scale", scale)]
-    return "x", writer.op("DequantizeLinear", names, "lin.weight/DequantizeLinear", axis=1)
+    names = [writer.constant(f"{name}.weight_q", low), writer.constant(f"{name}.weight_scale", scale)]
+    return "x", writer.op("DequantizeLinear", names, f"{name}.weight/DequantizeLinear", axis=1)
 
 
-def _mxfp8(writer: Writer, weight: np.ndarray) -> tuple[str, str]:
+def _mxfp8(writer: Writer, name: str, weight: np.ndarray) -> tuple[str, str]:
     k, n = weight.shape
     kinds = {"domain": "trt", "block_size": 32}
     low = ["x_q", "x_s"]
     more = {"axis": -1, "output_dtype": int(TensorProto.FLOAT8E4M3FN), **kinds}
-    writer.nodes.append(helper.make_node("TRT_MXFP8DynamicQuantize", ["x"], low, name="lin.input/Quantize", **more))
+    writer.nodes.append(helper.make_node("TRT_MXFP8DynamicQuantize", ["x"], low, name=f"{name}.input/Quantize", **more))
     half = {"output_dtype": int(TensorProto.FLOAT16), **kinds}
-    x = writer.op("TRT_MXFP8DequantizeLinear", low, "lin.input/Dequantize", axis=-1, **half)
+    x = writer.op("TRT_MXFP8DequantizeLinear", low, f"{name}.input/Dequantize", axis=-1, **half)
     power = np.ceil(np.log2(np.abs(weight.reshape(k // 32, 32, n)).max(1) / 448))
     names = [
-        writer.constant("lin.weight_q", (weight / 2.0 ** power.repeat(32, 0)).astype(ml_dtypes.float8_e4m3fn)),
-        writer.constant("lin.weight_scale", (power + 127).astype(np.uint8)),
+        writer.constant(f"{name}.weight_q", (weight / 2.0 ** power.repeat(32, 0)).astype(ml_dtypes.float8_e4m3fn)),
+        writer.constant(f"{name}.weight_scale", (power + 127).astype(np.uint8)),
     ]
-    return x, writer.op("TRT_MXFP8DequantizeLinear", names, "lin.weight/Dequantize", axis=0, **half)
+    return x, writer.op("TRT_MXFP8DequantizeLinear", names, f"{name}.weight/Dequantize", axis=0, **half)

@@ -8,7 +8,7 @@ Slots behind a token are never visible, so a right-padded batch needs no padding
 by the next token of its sequence before that slot becomes visible. Encoders and vision models keep their inputs.
 
 The graph passes onnx.checker and runs on ONNX Runtime; attention that has no fused kernel in TensorRT is marked in the
-node's metadata (see `trt_attention`).
+node's metadata (see `trt_words`). In TensorRT past_key_values.i.* and present.i.* must be bound to the same memory.
 """
 
 from __future__ import annotations
