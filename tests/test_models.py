@@ -497,3 +497,33 @@ def test_sentence_transformers_pooling_is_followed(
     spec = read_facts(load_model(open_tiny(folder), tmp_path / "m")[0]).hf
     assert spec is not None
     assert (spec.pooling, spec.normalize) == (wanted, "Normalize" in modules)
+
+
+@pytest.mark.parametrize(
+    ("config", "preprocessor", "wanted"),
+    [
+        ({}, None, (1, 224, 224)),
+        ({"image_size": 8}, {"size": 32}, (1, 8, 8)),
+        ({"image_size": [8, 6]}, None, (1, 8, 6)),
+        ({}, {"size": {"height": 24, "width": 32}}, (1, 24, 32)),
+        ({}, {"size": {"shortest_edge": 40}, "crop_size": 28, "do_center_crop": True}, (1, 28, 28)),
+    ],
+)
+def test_the_image_size_is_found_where_it_is_stated(
+    config: dict[str, Any], preprocessor: dict[str, Any] | None, wanted: tuple[int, int, int], tmp_path: Path
+) -> None:
+    folder = changed(write_checkpoint(tmp_path / "c", "resnet"), tmp_path / "d", **config)
+    if preprocessor:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    spec = read_facts(load_model(open_tiny(folder), tmp_path / "m")[0]).hf
+    assert spec is not None
+    assert spec.image == wanted
+
+
+def test_a_switch_that_is_stated_off_is_accepted() -> None:
+    for family, word in (("gemma2", "Gemma2ForCausalLM"), ("gemma3", "Gemma3ForCausalLM")):
+        config = CONFIGS[family]().to_dict() | {"architectures": [word]}
+        for off in (None, False):
+            spec_from_config(config | {"use_bidirectional_attention": off})
+        with pytest.raises(RecipeError, match="use_bidirectional_attention = True is not supported"):
+            spec_from_config(config | {"use_bidirectional_attention": True})

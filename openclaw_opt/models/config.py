@@ -129,7 +129,8 @@ def _refuse(family: DecoderFamily, config: _Keys) -> None:
             fix="start from the checkpoint in bfloat16, float16 or float32",
         )
     for key, only in family.refused.items():
-        if config.get(key, only) != only:
+        given = config.get(key, only)
+        if given != only and not (given is None and not only):
             raise RecipeError(
                 f"{family.name}: {key} = {config[key]!r} is not supported", where="config.json", fix=f"{key}: {only!r}"
             )

@@ -117,7 +117,7 @@ DECODERS: tuple[DecoderFamily, ...] = (
         post_norms=True,
         embed_scaled=True,
         biases=_attention_bias,
-        refused={"use_bidirectional_attention": None},
+        refused={"use_bidirectional_attention": False},
     ),
     DecoderFamily(
         "gemma3",
@@ -217,16 +217,25 @@ class HfFamily:
                 token_types=self.token_types and int(config.get("type_vocab_size", 2)) > 0,
                 embedding=True,
             )
-        size = config.get("image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+        height, width = image_size(config.get("image_size", 224))
         return HfSpec(
             family=self.name,
             task=self.task,
             architecture=architecture,
             hidden=config.get("hidden_size"),
             classes=len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2)),
-            image=(int(config.get("num_channels", 3)), int(height), int(width)),
+            image=(int(config.get("num_channels", 3)), height, width),
         )
+
+
+def image_size(stated: Any) -> tuple[int, int]:
+    """Height and width from any of the ways a config states them: 224, [224, 224], {"height": …}, {"shortest_edge": …}."""
+    if isinstance(stated, Mapping):
+        edge = stated.get("shortest_edge", 224)
+        return int(stated.get("height", edge)), int(stated.get("width", edge))
+    if isinstance(stated, int):
+        return stated, stated
+    return int(stated[0]), int(stated[1])
 
 
 HF_FAMILIES: tuple[HfFamily, ...] = (

@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 
 from openclaw_opt.artifacts import Checkpoint
 from openclaw_opt.errors import RecipeError, nearest
-from openclaw_opt.models.families import HfFamily, find_family
+from openclaw_opt.models.families import HfFamily, find_family, image_size
 from openclaw_opt.models.quiet import quiet
 from openclaw_opt.models.spec import HfSpec, ModelFacts
 
@@ -97,6 +97,8 @@ def load_hf(checkpoint: Checkpoint) -> tuple[nn.Module, HfSpec]:
     spec = family.read(checkpoint.config)
     if spec.task == "encoder":
         spec = spec.model_copy(update=read_pooling(checkpoint.folder))
+    elif "image_size" not in checkpoint.config:
+        spec = spec.model_copy(update=read_image(checkpoint.folder, spec))
     kind = getattr(transformers, family.module)
     with quiet("transformers"):
         model, info = kind.from_pretrained(
@@ -156,6 +158,17 @@ def read_pooling(folder: Path) -> dict[str, Any]:
     if "Pooling" in modules:
         pooling = _pooling(folder / str(modules["Pooling"].get("path", "1_Pooling")) / "config.json")
     return {"pooling": pooling, "normalize": "Normalize" in modules}
+
+
+def read_image(folder: Path, spec: HfSpec) -> dict[str, Any]:
+    """`image` as preprocessor_config.json leaves it, for models whose config.json states no size."""
+    file = folder / "preprocessor_config.json"
+    if spec.image is None or not file.is_file():
+        return {}
+    stated = json.loads(file.read_text())
+    size = stated.get("crop_size") if stated.get("do_center_crop") else None
+    size = size or stated.get("size")
+    return {"image": (spec.image[0], *image_size(size))} if size else {}
 
 
 def _pooling(file: Path) -> str:
