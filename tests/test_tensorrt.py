@@ -119,6 +119,12 @@ def test_two_builds_give_the_same_bytes(one_layer: Graph, tmp_path: Path) -> Non
     assert len(hashes) == 1
 
 
+def test_the_memory_of_a_build_is_its_own_and_not_its_parents(one_layer: Graph, tmp_path: Path) -> None:
+    ballast = bytearray(b"\1") * 10**9
+    facts = build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path, quiet).facts
+    assert 10**8 < (facts.build_peak_bytes or 0) < len(ballast)
+
+
 def test_float32_attention_is_decomposed_and_said(tmp_path: Path) -> None:
     graph = lowered(Tiny(layers=1, windows=(None,), dtype="float32"), tmp_path)
     facts = build(graph, target_named("rtx4090"), OPTIONS, tmp_path / "engine", quiet).facts

@@ -203,15 +203,15 @@ def build(trt: Any, request: Request, log: TextIO, plan: BinaryIO, events: Event
 
 def peak_bytes() -> int:
     """Largest resident size of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent's size at the time of the fork
+        return next(
+            int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+        )
     import psutil
 
     memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):
-        return int(memory.peak_wset)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    return int(getattr(memory, "peak_wset", memory.rss))
 
 
 def main(path: str) -> int:
