@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import DECODERS, open_tiny, write_checkpoint
 
 from openclaw_opt.artifacts import Model
 from openclaw_opt.data import Source
@@ -23,6 +22,7 @@ from openclaw_opt.passes import Done, View, Work
 from openclaw_opt.passes.prune import Prune, remaining
 from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.targets import TARGETS, Target, target_named
+from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
 CPU = replace(TARGETS["l4"], name="host", title="a CPU", compute=(0, 0), backend="onnxruntime")
 TEXT = Source.model_construct(split="calibration", samples=8, length=64, seed=0)

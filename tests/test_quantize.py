@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import DECODERS, open_tiny, write_checkpoint
 
 from openclaw_opt.artifacts import Model
-from openclaw_opt.data import Source
+from openclaw_opt.data import Source, parse_source
 from openclaw_opt.errors import RecipeError, VerificationError
 from openclaw_opt.models import calibrate, folding, modelopt
 from openclaw_opt.models.calibrate import Calibration, decoder_calibration
@@ -27,6 +26,7 @@ from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import ALGORITHMS, Quantize, linear_sizes
 from openclaw_opt.records import LayerRecord
 from openclaw_opt.targets import TARGETS
+from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
 CPU = replace(TARGETS["l4"], name="host", title="a CPU", compute=(0, 0), backend="onnxruntime", peak={})
 TEXT = Source.model_construct(split="calibration", samples=16, length=64, seed=0)
@@ -246,6 +246,32 @@ def test_resnet(fmt: str, tmp_path: Path) -> None:
     assert len(found) == done.count > 3
     assert all(isinstance(layer, QuantConv2d) for layer in found)
     assert done.details["largest_difference_from_modelopt"] < 1e-6
+
+
+# Data as the recipe names it, not as a test makes it.
+
+
+def words(folder: Path, lines: int) -> Source:
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, 256, (lines, 40), generator=generator).tolist()
+    (folder / "text.txt").write_text("\n".join(" ".join(f"<{i}>" for i in line) for line in ids))
+    entry = {"source": "text", "path": str(folder / "text.txt"), "unit": "line", "samples": 32, "length": 32}
+    return parse_source(entry)
+
+
+@pytest.mark.parametrize(
+    ("family", "source"),
+    [("llama", "words"), ("bert", "words"), ("resnet", {"source": "digits", "split": "calibration", "samples": 16})],
+)
+def test_a_source_is_loaded(tmp_path: Path, family: str, source: str | dict[str, Any]) -> None:
+    runner = Runner(tmp_path, family)
+    data = words(tmp_path, 64) if isinstance(source, str) else parse_source(source)
+    work = Work(tmp_path / "out", runner.checkpoint, CPU, "onnxruntime", data, tmp_path / "cache", progress=silent)
+    quantize = Quantize(format="int8")
+    assert quantize.check(View(read_facts(runner.model).spec, CPU, "onnxruntime", data, ())) == []
+    row = quantize.run(runner.model, work).details["calibration"]
+    assert row["fingerprint"]
+    assert (row["sequences"], row["tokens"]) == {"llama": (32, 1024), "bert": (32, 32 * 32), "resnet": (16, 0)}[family]
 
 
 # Outliers: why SmoothQuant and AWQ exist.
