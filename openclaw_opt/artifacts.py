@@ -68,6 +68,8 @@ class GraphFacts(Facts):
     quantized: tuple[LayerFormat, ...] = ()
     fusions: dict[str, int] = {}
     """How often each rewrite applied, by its name."""
+    quantized_activations: bool = False
+    """Some layer's inputs are quantized too: a last-bit difference before one can turn a rounding over."""
     batch_first_shapes: dict[str, list[int | str]] = {}
     """Input name to shape, e.g. {"pixel_values": ["batch", 1, 8, 8]}; for tasks without a cache."""
 

@@ -44,7 +44,7 @@ def judge(
         exit_code=exit_code_of(verdict),
         started=started,
         seconds=seconds,
-        model=recipe.model,
+        model=str(recipe.located.data["model"]),
         family=plan.spec.family,
         task=plan.spec.task,
         parameters=next((r.parameters for r in records if r.parameters), 0),
@@ -56,7 +56,7 @@ def judge(
         backend=recipe.backend,
         engine_tool=engine.tool if engine else "",
         engine_files=engine.files if engine else (),
-        engine_bytes=records[-1].size_bytes if records else None,
+        engine_bytes=records[-1].size_bytes if engine is not None and engine.finished else None,
         finished=not unfinished,
         finish_command=engine.finish_command.replace("ARTIFACT", str(output)) if engine else "",
         unfinished_why=engine.unfinished_why if engine else "",
@@ -86,7 +86,7 @@ def judge_budget(budget: Budget, measurements: Sequence[Measurement], records: S
     if found is None or found.value is None:
         why = found.not_measured if found is not None else "the pipeline ended before it could be measured"
         return BudgetRecord(
-            metric=budget.metric, rule=budget.text, got=None, result="undecided", why=f"not measured: {why}"
+            metric=budget.metric, rule=budget.text, got=None, result="undecided", why=why
         )
     met = budget.holds(found.value)
     result: BudgetResult = "met" if met else "missed"
@@ -119,7 +119,8 @@ def spender(metric: str, records: Sequence[PassRecord]) -> str:
         value = measured.value or 0.0
         losses.append((before - value if measured.better == "higher" else value - before, word))
         before = value
-    return max(losses)[1]
+    loss, word = max(losses)
+    return word if loss > 0 else ""
 
 
 def verdict_of(recipe: Recipe, budgets: Sequence[BudgetRecord], *, unfinished: bool, partial: bool) -> Verdict:
@@ -151,8 +152,9 @@ def next_step_of(verdict: Verdict, budgets: Sequence[BudgetRecord], artifact: Ar
     if verdict in ("budget missed", "undecided"):
         first = next(b for b in budgets if b.result in ("missed", "undecided"))
         spent = f" (spent by `{first.spent_by}`)" if first.spent_by else ""
-        got = first.why if first.got is None else f"got {first.got:.4g}"
-        return f"{first.metric} {first.rule} does not hold: {got}{spent}; change the recipe or the budget"
+        if first.got is None:
+            return f"{first.metric} {first.rule} cannot be decided: not measured, {first.why}; measure it elsewhere, or set `undecided: pass`"
+        return f"{first.metric} {first.rule} does not hold: got {first.got:.4g}{spent}; change the recipe or the budget"
     if isinstance(artifact, (Model, Graph)):
         return f"the {type(artifact).__name__.lower()} is in {output}"
     return f"deploy {output}"

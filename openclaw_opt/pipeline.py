@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from openclaw_opt.errors import MachineError, OptError, VerificationError
 from openclaw_opt.judge import judge
 from openclaw_opt.measure import measure, with_latency
 from openclaw_opt.memory import Peak, peak_memory
-from openclaw_opt.passes import Done, Work
+from openclaw_opt.passes import PROOF, Done, Work
 from openclaw_opt.plan import Plan, Step, make_plan, output_folder, steps_until, why_redone
 from openclaw_opt.publish import Manifest, locked, prepare, publish, read_manifest
 from openclaw_opt.recipe import Recipe
@@ -121,7 +122,8 @@ def _run(
         seconds = time.monotonic() - began
         hooks.progress(0.9, "verifying")
         verification = _verified(plan, step, source, done, folder)
-        accuracy = _accuracy(plan, done, store, hooks) if part.kind == "lossy" else ()
+        accuracy = _accuracy(plan, done, store, hooks) if part.kind == "lossy" or done.proof else ()
+        shutil.rmtree(folder / PROOF, ignore_errors=True)
         record = _record(step, done, verification, accuracy, seconds=seconds, peak=peak, why=why)
         size = tree_size(folder)
         stored = {"kind": type(done.artifact).__name__, "bytes": size, "record": record.model_dump(mode="json")}
@@ -167,7 +169,7 @@ def _verified(
         return None
     if isinstance(done.artifact, Engine) and cannot_run(done.artifact.facts):
         return None  # the graph it is made of was verified by the pass before
-    return verify.compare(step.part, source, done.artifact, verify.make_probe(plan.spec, plan.recipe.seed))
+    return verify.compare(step.part, source, done.artifact, verify.make_probe(plan.spec, plan.recipe.seed), done.proof)
 
 
 def _accuracy(plan: Plan, done: Done[Any], store: Store, hooks: Hooks) -> tuple[Measurement, ...]:

@@ -136,7 +136,8 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
         "checkpoint": {"files": checkpoint.files, "config": config, "assets": listing.assets_digest()}
     }
     for index, part in enumerate(recipe.passes):
-        ingredients = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, spec, index))}
+        facts = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, spec, index))}
+        ingredients = json.loads(json.dumps(facts))  # as the manifest gives them back: lists, no tuples
         key = digest(ingredients)
         steps.append(Step(index, part, key, ingredients, store.find(key) is not None))
         before = {"input": {"pass": part.word, "key": key}}

@@ -60,7 +60,7 @@ def _print(report: object, json: bool) -> None:
 
     assert isinstance(report, Report)
     if json:
-        typer.echo(report_json(report))
+        typer.echo(report_json(report), nl=False)
         return
     from rich.console import Console
 

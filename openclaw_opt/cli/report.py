@@ -23,11 +23,11 @@ def report(
     if json:
         from openclaw_opt.report import report_json
 
-        typer.echo(report_json(found))
+        typer.echo(report_json(found), nl=False)
     elif as_markdown:
         from openclaw_opt.report.markdown import markdown
 
-        typer.echo(markdown(found))
+        typer.echo(markdown(found), nl=False)
     else:
         from rich.console import Console
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made", bound=Artifact, covariant=True)
 Kind = Literal["exact", "lossy"]
+PROOF = "proof"
+"""Subfolder of a pass's work folder for `Done.proof`; dropped after the comparison."""
 ROUNDING = {"float32": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
 """What the element type alone may change outputs by: some ten roundings of 2^-11 or 2^-8 add up through the layers."""
 
@@ -73,6 +75,9 @@ class Done(Generic[Made]):
     artifact: Made
     changed: str
     count: int
+    proof: Artifact | None = None
+    """The same rewrite without a step that is known to round (float32 for half precision, float activations for a kernel that
+    takes int8): it is what must agree exactly, and the result's deviation from it is measured."""
     details: dict[str, Any] = field(default_factory=dict)
     """JSON for the report: `layers` is a table of per-layer errors, the rest is named in docs/design.md."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from openclaw_opt.artifacts import FloatType, Graph, Model
-from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
 
 
 class Export(Pass):
@@ -40,17 +40,28 @@ class Export(Pass):
         return []
 
     def run(self, source: Model, work: Work) -> Done[Graph]:
+        import onnx
+
         from openclaw_opt.models.export import export_graph
 
         dtype = self.dtype_for(work.backend)
         work.progress(0.1, f"writing ONNX in {dtype}")
         graph = export_graph(source, work.folder, dtype=dtype)
-        import onnx
-
         nodes = len(onnx.load(str(graph.onnx), load_external_data=False).graph.node)
         return Done(
             graph,
             changed=f"wrote {nodes} nodes in {dtype}, opset {graph.facts.opset}",
             count=nodes,
+            proof=self._proof(graph, source, work),
             details={"nodes": nodes},
         )
+
+    @staticmethod
+    def _proof(graph: Graph, source: Model, work: Work) -> Graph | None:
+        """Half precision turns some roundings of quantized activations over, which no tolerance tells from a mistake."""
+        from openclaw_opt.models.export import export_graph
+
+        if graph.facts.dtype == "float32" or not graph.facts.quantized_activations:
+            return None
+        work.progress(0.6, "writing ONNX in float32 for the proof")
+        return export_graph(source, work.folder / PROOF, dtype="float32")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from openclaw_opt.artifacts import Graph
 from openclaw_opt.models.spec import DecoderSpec
-from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
 
 
 class Fuse(Pass):
@@ -56,12 +56,14 @@ class Fuse(Pass):
     def run(self, source: Graph, work: Work) -> Done[Graph]:
         work.progress(0.2, f"lowering for {work.backend}")
         graph = self._lower(source, work)
+        proof = self._proof(graph, source, work)
         fusions = graph.facts.fusions
         told = ", ".join(f"{count} {name}" for name, count in sorted(fusions.items()) if count)
         return Done(
             graph,
             changed=told or "kept as it is: encoders are fused by the runtime itself",
             count=max(1, sum(fusions.values())),
+            proof=proof,
             details={"fusions": fusions},
         )
 
@@ -74,3 +76,11 @@ class Fuse(Pass):
 
         level = {} if self.accuracy_level is None else {"accuracy_level": self.accuracy_level}
         return to_onnxruntime.lower(source, work.folder, **level)
+
+    def _proof(self, graph: Graph, source: Graph, work: Work) -> Graph | None:
+        """Weight-only kernels at `accuracy_level` 4 round activations to int8; at 0 the same graph is exact."""
+        if work.backend != "onnxruntime" or not graph.facts.fusions.get("MatMulNBits") or self.accuracy_level == 0:
+            return None
+        from openclaw_opt.graph import to_onnxruntime
+
+        return to_onnxruntime.lower(source, work.folder / PROOF, accuracy_level=to_onnxruntime.EXACT)

@@ -1,0 +1,372 @@
+"""Whole builds of a tiny checkpoint: what is cached, what is published, what a budget does, what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from openclaw_opt.artifacts import Model
+from openclaw_opt.cli.progress import Silent
+from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
+from openclaw_opt.passes import Done, Work
+from openclaw_opt.passes.quantize import Quantize
+from openclaw_opt.pipeline import build
+from openclaw_opt.publish import locked
+from openclaw_opt.recipe import load_recipe
+from openclaw_opt.records import PassRecord, Report
+from openclaw_opt.report import read_report
+from openclaw_opt.store import Store, sha256_file
+
+Write = Callable[..., Path]
+
+
+class Recorder(Silent):
+    """Keeps what the pipeline says."""
+
+    def __init__(self) -> None:
+        self.records: list[PassRecord] = []
+
+    def finished(self, record: PassRecord) -> None:
+        self.records.append(record)
+
+    def redone(self) -> dict[str, str]:
+        return {record.word: record.redone_why for record in self.records if not record.cached}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the module: later tests go on from passes that earlier ones made."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(file: Path, cache: Path, output: Path, *settings: str, until: str | None = None) -> tuple[Report, Recorder]:
+    hooks = Recorder()
+    made = load_recipe(file, settings=settings)
+    return build(made, store=Store(cache), output=output, until=until, hooks=hooks), hooks
+
+
+def test_a_build_and_what_it_leaves(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report, _ = run(write_recipe(), cache, out)
+    assert report.verdict == "within budget"
+    assert report.exit_code == 0
+    assert [record.word for record in report.passes] == ["load", "quantize", "export", "fuse", "build"]
+    assert all(
+        record.verification is not None and record.verification.ok for record in report.passes if record.kind == "exact"
+    )
+    assert all(row.ok for row in report.receipt)
+    assert {row.asked for row in report.receipt} == {"int8"}
+    wanted = {
+        "model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "config.json", "recipe.resolved.yaml",
+        "manifest.json", "report.json", "report.md", "report.html", "junit.xml", "engine.json",
+    }  # fmt: skip
+    assert wanted <= {path.name for path in out.iterdir()}
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["files"] == {name: sha256_file(out / name) for name in manifest["files"]}
+    assert manifest["inputs"] == {"model.safetensors": sha256_file(Path(report.model) / "model.safetensors")}
+    assert read_report(out).model_dump(mode="json") == report.model_dump(mode="json")
+    assert {path.name for path in tmp_path.iterdir() if ".part" in path.name} == set()
+
+
+def test_a_second_build_does_no_work(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    file = write_recipe()
+    run(file, cache, tmp_path / "out")
+    before = {
+        path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file() and path.name != "hashes.json"
+    }
+    report, hooks = run(file, cache, tmp_path / "out")
+    assert hooks.redone() == {}
+    assert all(record.cached for record in report.passes)
+    assert before == {
+        path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file() and path.name != "hashes.json"
+    }
+
+
+def test_a_changed_pass_redoes_nothing_before_it_and_says_why(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    file = write_recipe()
+    run(file, cache, tmp_path / "out")
+    _, hooks = run(file, cache, tmp_path / "out", "passes.quantize.format=int8_weight_only")
+    redone = hooks.redone()
+    assert "load" not in redone
+    assert redone["quantize"] == "options.format: int8 → int8_weight_only"
+    assert redone["export"] == "its input changed: `quantize` was redone"
+
+
+def test_a_damaged_cache_entry_is_made_again(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    file = write_recipe()
+    run(file, cache, tmp_path / "out")
+    for weights in cache.glob("*/model.onnx.data"):
+        os.truncate(weights, weights.stat().st_size // 2)
+    report, hooks = run(file, cache, tmp_path / "out")
+    assert {"export", "fuse", "build"} <= hooks.redone().keys()
+    assert report.verdict == "within budget"
+
+
+def test_a_missed_budget_ends_with_4_and_names_the_pass(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    report, _ = run(write_recipe((">= 0.5", ">= 1.5")), cache, tmp_path / "out")
+    assert report.exit_code == 4
+    assert report.verdict == "budget missed"
+    assert report.budgets[0].spent_by == "quantize"
+    assert "failure" in (tmp_path / "out" / "junit.xml").read_text()
+
+
+def test_a_budget_that_cannot_be_decided(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    file = write_recipe(
+        ("metrics: [perplexity, size]", "metrics: [roofline]"),
+        ('perplexity.recovery: ">= 0.5"', 'roofline.decode_ms: "<= 5"'),
+    )
+    report, _ = run(file, cache, tmp_path / "out")
+    assert report.verdict == "undecided"
+    assert report.exit_code == 4
+    assert report.budgets[0].got is None
+    assert "not known" in report.budgets[0].why
+    report, _ = run(file, cache, tmp_path / "out", "undecided=pass")
+    assert report.exit_code == 0
+
+
+def test_until(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    report, _ = run(write_recipe(), cache, tmp_path / "out", until="graph")
+    assert report.exit_code == 0
+    assert [record.word for record in report.passes][-1] == "fuse"
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    with pytest.raises(RecipeError, match="unknown stage") as caught:
+        run(write_recipe(), cache, tmp_path / "out", until="grpah")
+    assert caught.value.fix == "did you mean 'graph'?"
+
+
+def test_a_target_this_machine_cannot_build_for(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    file, out = write_recipe(("target: host", "target: h100-sxm")), tmp_path / "out"
+    report, _ = run(file, cache, out)
+    assert report.exit_code == 3
+    assert report.verdict == "not finished"
+    assert report.finish_command == f"openclaw-opt build {out} --resume"
+    assert (out / "graph" / "model.onnx").is_file()
+    done = _cli("build", str(out), "--resume", "--cache", str(cache))
+    assert done.returncode == 3
+    assert "this machine cannot finish it either" in done.stderr
+    report, _ = run(file, cache, tmp_path / "graph", until="graph")
+    assert report.exit_code == 0
+
+
+def test_resume_wants_an_unfinished_build(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    run(write_recipe(), cache, tmp_path / "out")
+    done = _cli("build", str(tmp_path / "out"), "--resume", "--cache", str(cache))
+    assert done.returncode == 2
+    assert "there is nothing to finish in this folder" in done.stderr
+
+
+def test_foreign_files_are_not_touched(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(write_recipe(), cache, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(RecipeError, match=r"holds files that no build of ours wrote: notes\.txt"):
+        run(write_recipe(), cache, out)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_an_output_that_is_a_file(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(RecipeError, match="the output folder is a file"):
+        run(write_recipe(), cache, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; see test_an_output_below_a_file")
+def test_an_output_that_cannot_be_written(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(MachineError, match="cannot be written"):
+        run(write_recipe(), cache, tmp_path / "locked" / "out")
+
+
+def test_an_output_below_a_file(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="the output folder cannot be written"):
+        run(write_recipe(), cache, tmp_path / "file" / "out")
+
+
+def test_a_cache_that_cannot_be_written(write_recipe: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="the cache folder cannot be written"):
+        run(write_recipe(), tmp_path / "file" / "cache", tmp_path / "out")
+
+
+def test_two_builds_into_one_folder(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    with (
+        locked((tmp_path / "out").absolute()),
+        pytest.raises(MachineError, match="another build is writing this folder"),
+    ):
+        run(write_recipe(), cache, tmp_path / "out")
+
+
+def test_a_pass_that_changes_nothing_fails(
+    write_recipe: Write, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def idle(self: Quantize, source: Model, work: Work) -> Done[Model]:
+        return Done(source, changed="", count=0)
+
+    monkeypatch.setattr(Quantize, "run", idle)
+    with pytest.raises(VerificationError, match="pass `quantize` changed nothing"):
+        run(write_recipe(), cache, tmp_path / "out", "seed=11")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exact_pass_that_changes_outputs_fails(
+    write_recipe: Write, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openclaw_opt.models import emit_decoder
+
+    whole = emit_decoder.emit_norm
+
+    def sabotaged(writer: object, x: object, name: str, norm: object) -> object:
+        norm.eps = norm.eps + 0.1  # type: ignore[attr-defined]
+        return whole(writer, x, name, norm)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(emit_decoder, "emit_norm", sabotaged)
+    with pytest.raises(VerificationError, match="pass `export` is exact, but outputs differ by"):
+        run(write_recipe(), cache, tmp_path / "out", "seed=12")
+
+
+BAD_CHECKPOINTS = {
+    "truncated": (
+        lambda folder: os.truncate(folder / "model.safetensors", 100_000),
+        RecipeError,
+        r"tensor '.*' ends at byte",
+    ),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), RecipeError, r"tokenizer\.json"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), RecipeError, r"config\.json"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), RecipeError, "safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHECKPOINTS)
+def test_bad_checkpoints(write_recipe: Write, cache: Path, tmp_path: Path, name: str) -> None:
+    spoil, error, told = BAD_CHECKPOINTS[name]
+    file = write_recipe(copy=True)
+    spoil(tmp_path / "checkpoint")
+    with pytest.raises(error, match=told):
+        run(file, cache, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_weights_are_named(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = write_recipe(copy=True)
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match=r"model\.layers\.1\.mlp\.up_proj\.weight' holds 1 NaN"):
+        run(file, cache, tmp_path / "out")
+
+
+def test_calibration_data_that_is_too_short(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"9999"):
+        run(write_recipe(("samples: 16, length: 64", "samples: 9999, length: 64")), cache, tmp_path / "out")
+
+
+def test_calibration_data_that_is_empty(
+    write_recipe: Write, cache: Path, tmp_path: Path, corpora: dict[str, Path]
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    with pytest.raises(RecipeError, match="empty"):
+        run(write_recipe((str(corpora["calibration"]), str(empty))), cache, tmp_path / "out")
+
+
+# --- interrupted and killed -----------------------------------------------------------------------------------------
+
+
+def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "openclaw_opt", *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def _lines_until(child: subprocess.Popen[str], word: str) -> Iterator[str]:
+    assert child.stderr is not None
+    for line in child.stderr:
+        yield line
+        if line.startswith(word):
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["load", "quantize", "export"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_an_interrupted_build_goes_on_and_gives_the_same_artifact(
+    write_recipe: Write, cache: Path, tmp_path: Path, after: str, how: signal.Signals
+) -> None:
+    """The signal comes while the pass after `after` runs; the next run takes up what was whole."""
+    file, out, own = write_recipe(), tmp_path / "out", tmp_path / "cache"
+    command = [
+        sys.executable,
+        "-m",
+        "openclaw_opt",
+        "build",
+        "--recipe",
+        str(file),
+        "--cache",
+        str(own),
+        "-o",
+        str(out),
+    ]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    list(_lines_until(child, after))
+    time.sleep(0.02)
+    child.send_signal(how)
+    assert child.stderr is not None
+    told = child.stderr.read()
+    assert child.wait(timeout=60) == (130 if how is signal.SIGINT else -signal.SIGKILL)
+    if how is signal.SIGINT:
+        assert "run the same command to go on" in told
+        assert "Traceback" not in told
+    assert not out.exists()
+    report, hooks = run(file, own, out)
+    assert after not in hooks.redone()
+    assert report.verdict == "within budget"
+    assert not list(own.glob(".work-*")), "what the killed build was making is swept away"
+    run(file, cache, tmp_path / "undisturbed")
+    for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
+        assert sha256_file(out / name) == sha256_file(tmp_path / "undisturbed" / name), name
+
+
+def test_error_messages_on_the_command_line(write_recipe: Write, tmp_path: Path) -> None:
+    file = write_recipe(("format: int8", "format: int9"))
+    done = _cli("build", "--recipe", str(file))
+    assert done.returncode == RecipeError.exit_code
+    assert done.stderr == f"error: {file}:8: format: 'int9' is not legal\n  fix: did you mean 'int8'?\n"
+    done = _cli("build")
+    assert done.returncode == 2
+    assert "no recipe" in done.stderr
+    done = _cli("bild")
+    assert done.returncode == 2
+
+
+def test_a_bug_keeps_its_traceback(write_recipe: Write, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv[1:] = sys.argv[1:]\n"
+        "from openclaw_opt import plan\n"
+        "plan.check_recipe = lambda recipe: 1 / 0\n"
+        "from openclaw_opt.cli import main; main()\n"
+    )
+    command = [sys.executable, "-c", code, "build", "--recipe", str(write_recipe()), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_every_error_has_an_exit_code() -> None:
+    from openclaw_opt.errors import BudgetMissed
+
+    codes = {cls.__name__: cls.exit_code for cls in (RecipeError, MachineError, BudgetMissed, VerificationError)}
+    assert codes == {"RecipeError": 2, "MachineError": 3, "BudgetMissed": 4, "VerificationError": 5}
+    assert OptError.exit_code == 1
