@@ -1,6 +1,6 @@
 """Train the small Llama of this folder on the Python standard library's sources, on a CPU.
 
-    python examples/tiny-llama/train.py --steps 2000     train (resumes where it stopped), then save and evaluate
+    python examples/tiny-llama/train.py --steps 1100     train (resumes where it stopped), then save and evaluate
     python examples/tiny-llama/train.py --evaluate       bits per byte of the saved checkpoint on held-out modules
     python examples/tiny-llama/train.py --continue "def __init__(self"
 
@@ -183,7 +183,7 @@ def continuation(folder: Path, prompt: str, new_tokens: int = 96) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=2000, help="steps in total; a stopped run resumes")
+    parser.add_argument("--steps", type=int, default=1100, help="steps in total; a stopped run resumes")
     parser.add_argument("--folder", type=Path, default=HERE, help="where the checkpoint is, or goes")
     parser.add_argument("--work", type=Path, default=Path("build/tiny-llama"), help="where a stopped run is kept")
     parser.add_argument("--evaluate", action="store_true", help="only print bits per byte on held-out modules")
