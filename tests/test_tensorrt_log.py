@@ -76,6 +76,16 @@ def test_a_layer_in_half_precision_and_a_layer_that_is_not_there_are_not_realise
     assert (ghost.ok, ghost.realised) == (False, "unknown")
 
 
+def test_an_int8_convolution_is_called_one() -> None:
+    int8 = "Dimensions: [{}], Strides: [1], StrideOrder: [0], Datatype: Int8, Format: (Linear)"
+    line = (
+        f"Name: conv/Conv_myl0_2, LayerType: correlation, Inputs: [ {{ Name: q, {int8.format('-1,16,16,16')} }}], Constants: "
+        f"[ {{ Name: w, {int8.format('32,16,3,3')} }}], Outputs: [], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: conv/Conv]"
+    )
+    (row,) = trt_log.receipt(trt_log.parse([line], TOOL), [LayerFormat(name="conv", format="int8")], ["main"])
+    assert (row.ok, row.realised) == (True, "Int8 convolution")
+
+
 def test_an_unknown_version_and_a_strange_table_are_said() -> None:
     lines = ["Name: a, LayerType: gemm, something else", "[VERBOSE] Layers:"]
     log = trt_log.parse(lines, "tensorrt 12.0.1")

@@ -32,6 +32,9 @@ ELEMENTWISE = ("kgen",)
 """Generated pointwise and normalization kernels; a dequantization that stands alone is one of these."""
 
 
+CONVOLUTIONS = ("correlation", "convolution", "conv")
+
+
 class Wanted(NamedTuple):
     """Element types, in the log's words, that a format asks of a matrix kernel; activation '' for weight-only."""
 
@@ -237,6 +240,10 @@ def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) 
     return _fallback(kernels, matrix[-1], wanted)
 
 
+def _math(kernel: Kernel, dtype: str) -> str:
+    return f"{dtype} {'convolution' if kernel.type in CONVOLUTIONS else 'GEMM'}"
+
+
 def _fallback(kernels: Sequence[Kernel], matrix: Kernel, wanted: Wanted) -> tuple[str, bool, str]:
     """Half precision: say whether the weights are expanded at each call or were expanded when the engine was built."""
     read = matrix.inputs[0].dtype if matrix.inputs else "?"
@@ -246,7 +253,7 @@ def _fallback(kernels: Sequence[Kernel], matrix: Kernel, wanted: Wanted) -> tupl
         if expander
         else "its weights were expanded when the engine was built"
     )
-    return f"{read} GEMM", False, f"{matrix.type} {matrix.name} computes in {read}; {how}"
+    return _math(matrix, read), False, f"{matrix.type} {matrix.name} computes in {read}; {how}"
 
 
 _ERROR = re.compile(
