@@ -228,12 +228,12 @@ def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) 
             return f"{weight.dtype} weights", True, f"{kernel.type} {kernel.name} holds {weight.dtype} weights"
         if any(dtype in wanted.activation for dtype in read):
             return (
-                f"{weight.dtype} GEMM",
+                _math(kernel, weight.dtype),
                 True,
                 f"{kernel.type} {kernel.name} reads {weight.dtype} and holds {weight.dtype} weights",
             )
         return (
-            f"{read[0] if read else '?'} GEMM",
+            _math(kernel, read[0] if read else "?"),
             False,
             f"{kernel.type} {kernel.name} reads {read} with {weight.dtype} weights",
         )
