@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from openclaw_opt.artifacts import Graph, GraphFacts, KvShape, LayerFormat, Measurement
 from openclaw_opt.backends import DecoderSession, GenericSession
 from openclaw_opt.data.load import ImageSet, SentenceSet, TokenSet
-from openclaw_opt.errors import VerificationError
+from openclaw_opt.errors import MachineError, VerificationError
 from openclaw_opt.metrics import Metric
 from openclaw_opt.metrics.agreement import Agreement
 from openclaw_opt.metrics.classification import Classification, classification_rows
@@ -187,6 +187,17 @@ def test_what_is_not_finite_is_an_error_not_a_number(tmp_path: Path) -> None:
         Perplexity().measure(subject(tmp_path, Bigram(broken)))
     with pytest.raises(VerificationError, match="reference's logits hold NaN"):
         store_tokens(Bigram(broken).logits, SEQUENCES, VOCAB, tmp_path / "r")
+
+
+def test_a_session_this_machine_cannot_open_is_not_measured(tmp_path: Path) -> None:
+    def refuse() -> Any:
+        raise MachineError("ONNX Runtime has no kernel for bfloat16")
+
+    here = subject(tmp_path, None, accuracy=Opener(refuse, "engine graph on ONNX Runtime CPU"), speed=Opener(refuse))
+    for metric in (Perplexity(), Agreement(), Latency()):
+        rows = metric.measure(here)
+        assert [row.name for row in rows] == list(metric.measurement_names("decoder"))
+        assert {row.not_measured for row in rows} == {"ONNX Runtime has no kernel for bfloat16"}
 
 
 def test_a_reference_of_other_data_is_refused(tmp_path: Path) -> None:

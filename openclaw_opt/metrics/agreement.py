@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from openclaw_opt.artifacts import Measurement, Task
+from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ class Agreement(Metric):
         opener = subject.accuracy
         if opener.open is None:
             return self.all_unmeasured("decoder", opener.why, subject=opener.subject)
-        return agreement_rows(subject.token_scores, subject=opener.subject, note=opener.note)
+        try:
+            scores = subject.token_scores
+        except MachineError as error:
+            return self.all_unmeasured("decoder", error.what, subject=opener.subject)
+        return agreement_rows(scores, subject=opener.subject, note=opener.note)
 
 
 def agreement_rows(scores: tuple[SequenceScore, ...], *, subject: str = "engine", note: str = "") -> list[Measurement]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from openclaw_opt.artifacts import Measurement, Task
+from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
 
 if TYPE_CHECKING:
@@ -40,8 +41,12 @@ class Classification(Metric):
         from openclaw_opt.data.load import ImageSet
 
         assert isinstance(subject.data, ImageSet)
+        try:
+            ours = subject.output
+        except MachineError as error:
+            return self.all_unmeasured("vision", error.what, subject=opener.subject)
         reference = subject.array_reference.output("logits")
-        rows = classification_rows(reference, subject.output, subject.data.labels, subject=opener.subject)
+        rows = classification_rows(reference, ours, subject.data.labels, subject=opener.subject)
         return [row.model_copy(update={"note": opener.note}) for row in rows]
 
 

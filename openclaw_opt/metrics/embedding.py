@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from openclaw_opt.artifacts import Measurement, Task
+from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
 
 if TYPE_CHECKING:
@@ -39,8 +40,12 @@ class Embedding(Metric):
         opener = subject.accuracy
         if opener.open is None:
             return self.all_unmeasured("encoder", opener.why, subject=opener.subject)
+        try:
+            ours = subject.output
+        except MachineError as error:
+            return self.all_unmeasured("encoder", error.what, subject=opener.subject)
         reference = subject.array_reference.output("embedding")
-        return embedding_rows(reference, subject.output, subject=opener.subject, note=opener.note)
+        return embedding_rows(reference, ours, subject=opener.subject, note=opener.note)
 
 
 def embedding_rows(reference: Floats, ours: Floats, *, subject: str = "engine", note: str = "") -> list[Measurement]:

@@ -32,6 +32,7 @@ import numpy as np
 from pydantic import Field
 
 from openclaw_opt.artifacts import Measurement
+from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
 
 if TYPE_CHECKING:
@@ -116,7 +117,10 @@ class Latency(Metric):
             return self.all_unmeasured(task, subject.speed.why, subject=subject.speed.subject)
         eager = subject.eager if self.compare and subject.eager.open is not None else None
         with ExitStack() as stack:
-            ours = self._round(stack, subject.speed, subject.facts, self.new_tokens)
+            try:
+                ours = self._round(stack, subject.speed, subject.facts, self.new_tokens)
+            except MachineError as error:
+                return self.all_unmeasured(task, error.what, subject=subject.speed.subject)
             tokens = min(self.new_tokens, PAIRED_TOKENS)
             theirs = self._round(stack, eager, subject.facts, tokens) if eager else None
             load = machine_load()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from openclaw_opt.artifacts import Measurement, Task
+from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ class Perplexity(Metric):
         opener = subject.accuracy
         if opener.open is None:
             return self.all_unmeasured("decoder", opener.why, subject=opener.subject)
-        return perplexity_rows(subject.token_scores, subject.tokens.bytes, subject=opener.subject, note=opener.note)
+        try:
+            scores = subject.token_scores
+        except MachineError as error:
+            return self.all_unmeasured("decoder", error.what, subject=opener.subject)
+        return perplexity_rows(scores, subject.tokens.bytes, subject=opener.subject, note=opener.note)
 
 
 def perplexity_rows(
