@@ -114,7 +114,7 @@ def run_batches(module: nn.Module, calibration: Calibration, progress: Progress,
 
 
 def rows_reaching(module: nn.Module, names: Sequence[str], calibration: Calibration) -> Mapping[str, int]:
-    """How many vectors each layer multiplies in the first batch, times the number of batches; 0 if it is never called."""
+    """How many vectors each layer multiplies, from the first batch and the sizes of all; 0 if it is never called."""
     rows = dict.fromkeys(names, 0)
 
     def count(name: str, x: Tensor, y: Tensor) -> None:
@@ -122,7 +122,8 @@ def rows_reaching(module: nn.Module, names: Sequence[str], calibration: Calibrat
 
     with watched(module, names, count), torch.no_grad():
         module(*calibration.batches[0])
-    return {name: seen * len(calibration.batches) for name, seen in rows.items()}
+    elements = [batch[0].numel() for batch in calibration.batches]
+    return {name: seen * sum(elements) // elements[0] for name, seen in rows.items()}
 
 
 @torch.no_grad()

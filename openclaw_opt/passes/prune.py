@@ -143,7 +143,8 @@ class Prune(Pass):
             "block_importance": made.block_importance,
             "proof": {"what": "hidden states and logits, masked against shrunk", "largest_difference": proof},
         }
-        return Done(save_model(made.decoder, noted, work.folder, source.assets), sentence, before - after, details)
+        model = save_model(made.decoder, noted, work.folder, source.assets)
+        return Done(model, changed=sentence, count=before - after, details=details)
 
     def _plan(self, multiple: int) -> Plan:
         from openclaw_opt.models.pruning import Plan

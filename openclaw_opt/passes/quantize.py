@@ -192,7 +192,7 @@ class Quantize(Pass):
         )
         batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
         made = quantize_model(Input(source, facts, batches), work.folder, job, self.chosen, work.progress)
-        return Done(made.model, made.sentence, made.count, made.details)
+        return Done(made.model, changed=made.sentence, count=made.count, details=made.details)
 
     def chosen(self, sizes: Sizes, task: str) -> list[str]:
         """The layers to quantize, of all there are. Raises RecipeError where an option does not fit them."""
