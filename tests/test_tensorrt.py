@@ -184,6 +184,13 @@ def test_a_killed_builder_is_one_clear_error(one_layer: Graph, tmp_path: Path) -
     assert names(tmp_path) == LEFT_BY_A_FAILED_BUILD
 
 
+def test_a_full_disk_is_called_that(one_layer: Graph, tmp_path: Path) -> None:
+    os.symlink("/dev/full", tmp_path / "engine-sm89.plan.partial")
+    with pytest.raises(MachineError, match="the disk is full"):
+        build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path, quiet)
+    assert names(tmp_path) == LEFT_BY_A_FAILED_BUILD
+
+
 def test_ctrl_c_ends_the_builder_too(one_layer: Graph, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path, when_compiling(interrupt))

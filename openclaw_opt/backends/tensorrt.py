@@ -196,8 +196,9 @@ class _Build:
                 f"{self.target.module} does not load: {last['why']}",
                 fix=f"pip install {self.target.module.replace('_', '-')}",
             )
-        if last.get("event") == "failed":
-            return trt_errors.refused(trt_log.problems(lines), self.log)
+        said = trt_log.problems(lines)
+        if last.get("event") == "failed" or (code > 0 and said):
+            return trt_errors.refused(said, self.log)
         return trt_errors.crashed(code, lines, self.log)
 
     def _read_log(self, done: dict[str, Any], seconds: float) -> EngineFacts:

@@ -154,9 +154,14 @@ def make_writer(trt: Any, plan: BinaryIO) -> Any:
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
+            self.failed: OSError | None = None
 
         def write(self, data: Any) -> int:
-            return plan.write(data)
+            try:
+                return plan.write(data)
+            except OSError as error:  # raised once the builder is done: it would drop it and call the build good
+                self.failed = error
+                return 0
 
     return Writer()
 
@@ -198,7 +203,11 @@ def build(trt: Any, request: Request, log: TextIO, plan: BinaryIO, events: Event
     if not parse(trt, network, request, logger, events):
         return False
     config = configure(trt, builder, request, make_monitor(trt, events, [one["name"] for one in request["profiles"]]))
-    return bool(builder.build_serialized_network_to_stream(network, config, make_writer(trt, plan)))
+    writer = make_writer(trt, plan)
+    done = bool(builder.build_serialized_network_to_stream(network, config, writer))
+    if writer.failed is not None:
+        raise writer.failed
+    return done
 
 
 def peak_bytes() -> int:
