@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 
 from openclaw_opt.data import Document, Source
 from openclaw_opt.data._packing import front, pack
-from openclaw_opt.errors import RecipeError
+from openclaw_opt.errors import RecipeError, nearest
 
+TOKENIZER_KINDS = ("BPE", "WordPiece", "WordLevel", "Unigram")
 VERSION = 1  # of the rules here and in _packing; a change makes every cached file stale
 Arrays = dict[str, NDArray[Any]]
 
@@ -147,13 +148,23 @@ def _tokenizer(file: Path) -> tuple[Tokenizer, str]:
             "no tokenizer.json", where=str(file.parent), fix="save the checkpoint with a fast tokenizer beside it"
         )
     raw = file.read_bytes()
-    try:
-        tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
-    except Exception as error:  # the library raises nothing narrower
-        raise RecipeError(f"not a tokenizer that the library `tokenizers` reads: {error}", where=str(file)) from error
+    _check_tokenizer(raw, file)
+    tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # `<|endoftext|>` in a text is text
     return tokenizer, hashlib.sha256(raw).hexdigest()
+
+
+def _check_tokenizer(raw: bytes, file: Path) -> None:
+    """Find what can be wrong with a user's file before the library does, which raises nothing narrower than Exception."""
+    try:
+        kind = json.loads(raw)["model"]["type"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"not a tokenizer that the library `tokenizers` reads: {type(error).__name__}: {error}", where=str(file)
+        ) from error
+    if kind not in TOKENIZER_KINDS:
+        raise RecipeError(f"tokenizer model {kind!r} is not known", where=str(file), fix=nearest(str(kind), TOKENIZER_KINDS))
 
 
 def _key(kind: str, source: Source, tokenizer: str) -> str:
