@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
-from openclaw_opt.backends import trt_errors, trt_log
+from openclaw_opt.backends import trt_errors, trt_log, trt_process
 from openclaw_opt.backends.trt_profiles import Profiles, shapes_of
 from openclaw_opt.errors import MachineError, VerificationError
 from openclaw_opt.graph import trt_legality
@@ -34,7 +34,6 @@ Tell = Callable[[str, float], None]
 
 LOG = "build.log"
 PARTIAL = ".partial"
-STOP_SECONDS = 5.0
 
 
 class TensorrtOptions(BaseModel):
@@ -153,17 +152,17 @@ class _Build:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=_environment(),
+                env=trt_process.environment(),
                 start_new_session=True,
             )
         try:
             return self._listen(child, tell)
         finally:
-            _stop(child)
+            trt_process.stop(child)
 
     def _listen(self, child: subprocess.Popen[bytes], tell: Tell) -> dict[str, Any]:
         events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=_pump, args=(child, events), daemon=True).start()
+        threading.Thread(target=trt_process.pump, args=(child, events), daemon=True).start()
         limit = self.options.timeout_s
         deadline = None if limit is None else time.monotonic() + limit
         last: dict[str, Any] = {}
@@ -261,39 +260,6 @@ def input_shapes(path: Path) -> dict[str, list[int | str]]:
             for dim in value.type.tensor_type.shape.dim
         ]
         for value in model.graph.input
-    }
-
-
-def _pump(child: subprocess.Popen[bytes], events: queue.Queue[dict[str, Any] | None]) -> None:
-    """Child's standard output → events, then None."""
-    assert child.stdout is not None
-    with child.stdout as lines:
-        for line in lines:
-            if line.endswith(b"}\n"):  # a killed child can leave half a line
-                events.put(json.loads(line))
-    events.put(None)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-    if child.stdin is not None:
-        child.stdin.close()
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment, with this very package importable in the child and Python's hashes fixed."""
-    package = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "PYTHONPATH": package if not known else f"{package}{os.pathsep}{known}",
-        "PYTHONHASHSEED": "0",
     }
 
 
