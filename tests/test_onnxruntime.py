@@ -294,6 +294,55 @@ def test_a_weight_with_a_zero_point_is_refused_by_name(tmp_path: Path) -> None:
     assert (fused.count, fused.reasons) == (0, ("lin/MatMul: its weight has a zero point",))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_runs_in_integers_and_is_exact(bias: bool, tmp_path: Path) -> None:
+    """With padding, stride and full-range weights; against the same graph with the optimizer off, which computes in float."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "c.input_scale": np.float32(0.03),
+        "c.zero": np.int8(0),
+        "c.weight_q": rng.choice(np.array([-127, 127, 5], np.int8), (6, 3, 3, 3)),
+        "c.weight_scale": rng.uniform(0.01, 0.1, 6).astype(np.float32),
+        "c.bias": rng.normal(size=6).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["pixel_values", "c.input_scale", "c.zero"], ["q"], "c/Q"),
+        helper.make_node("DequantizeLinear", ["q", "c.input_scale", "c.zero"], ["d"], "c/DQ"),
+        helper.make_node("DequantizeLinear", ["c.weight_q", "c.weight_scale"], ["w"], "c/W", axis=0),
+        helper.make_node(
+            "Conv", ["d", "w", *["c.bias"] * bias], ["logits"], "c/Conv", pads=[1, 1, 1, 1], strides=[2, 2]
+        ),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [info("pixel_values", TensorProto.FLOAT, ["batch", 3, 9, 9])],
+        [info("logits", TensorProto.FLOAT, ["batch", 6, 5, 5])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    onnx.save(proto, str(tmp_path / "model.onnx"))
+    portable = Graph(tmp_path)
+    portable.write_facts(
+        GraphFacts(
+            task="vision", dialect="portable", dtype="float32", family="resnet", opset=23,
+            quantized=(LayerFormat(name="c", format="int8"),), batch_first_shapes={"pixel_values": ["batch", 3, 9, 9]},
+        )
+    )  # fmt: skip
+    lowered = lower(portable, tmp_path / "o")
+    assert lowered.facts.fusions == {"ConvInteger": 1}
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    x = rng.normal(1, 3, (2, 3, 9, 9)).astype(np.float32)
+    wanted = ort.InferenceSession(str(portable.onnx), options, providers=["CPUExecutionProvider"]).run(
+        None, {"pixel_values": x}
+    )
+    assert apart(wanted[0], open_graph(lowered, threads=1).infer({"pixel_values": x})["logits"]) < 1e-6
+    engine = backend.build(lowered, target_named("host"), tmp_path / "e")
+    assert [(row.realised, row.ok) for row in engine.facts.receipt] == [("ConvInteger", True)]
+
+
 @given(
     st.integers(1, 5),
     st.integers(1, 150),

@@ -1,7 +1,7 @@
 """portable graph → ONNX Runtime: its own fused operators, each rewrite exact but for what `accuracy_level` asks.
 
 Decoders: attention with a shared cache, residual + norm in one kernel, weight-only kernels, unsigned weights for W8A8.
-Encoders and vision models: the weight rewrites alone. Their attention and norms are left to the session's own optimizer,
+Encoders and vision models: the rewrites of quantized layers alone. Their attention and norms are left to the session's own optimizer,
 which knows those patterns (`onnxruntime.transformers` matches TorchScript-era graphs only and finds nothing in ours).
 """
 
@@ -15,7 +15,14 @@ import onnx_ir as ir
 from openclaw_opt.artifacts import Graph, GraphFacts
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.formats import format_named
-from openclaw_opt.graph import fuse_attention, fuse_matmul_nbits, fuse_skip_norm, fuse_unsigned_weights, ir_tools
+from openclaw_opt.graph import (
+    fuse_attention,
+    fuse_conv_integer,
+    fuse_matmul_nbits,
+    fuse_skip_norm,
+    fuse_unsigned_weights,
+    ir_tools,
+)
 from openclaw_opt.graph.ir_tools import Fused
 
 MICROSOFT_VERSION = 1
@@ -43,12 +50,13 @@ def lower(graph: Graph, folder: Path, *, accuracy_level: int = FAST, context: in
         )
     model = ir_tools.read_model(graph)
     model.opset_imports[ir_tools.MICROSOFT] = MICROSOFT_VERSION
-    fusions = [fuse_matmul_nbits.fuse(model, accuracy_level), fuse_unsigned_weights.fuse(model)]
+    convolutions = fuse_conv_integer.fuse(model)
+    fusions = [convolutions, fuse_matmul_nbits.fuse(model, accuracy_level), fuse_unsigned_weights.fuse(model)]
     if facts.task == "decoder":
         fusions += [fuse_attention.fuse(model, facts.kv), fuse_skip_norm.fuse(model)]
     ir_tools.sweep(model)
     _drop_unused_positions(model)
-    for fused, wanted in zip(fusions, _wanted(facts), strict=False):
+    for fused, wanted in zip(fusions, _wanted(facts, convolutions.count), strict=False):
         _check(fused, wanted, graph)
     result = ir_tools.write_model(model, folder)
     ir_tools.copy_assets(graph, result)
@@ -81,15 +89,16 @@ def _shorter(one: int | None, other: int | None) -> int | None:
     return min((limit for limit in (one, other) if limit is not None), default=None)
 
 
-def _wanted(facts: GraphFacts) -> list[tuple[int, int | None]]:
+def _wanted(facts: GraphFacts, convolutions: int) -> list[tuple[int, int | None]]:
     """Least and most applications of each rewrite, in the order of `lower`; None for no upper bound."""
     formats = [format_named(layer.format) for layer in facts.quantized]
     weight_only = sum(row.weight_only for row in formats)
-    integer = sum(row.weight == row.activation == "INT8" for row in formats) if facts.task != "vision" else 0
+    # Of the layers with int8 activations, those that are not convolutions are linears.
+    linears = sum(row.weight == row.activation == "INT8" for row in formats) - convolutions
     layers = len(facts.kv)
-    unsigned = (integer, integer if facts.task != "vision" else None)
     # Every layer but the first has a residual before each of its two norms, and the last norm has one.
-    return [(weight_only, weight_only), unsigned, (layers, layers), (2 * layers, None)]
+    norms = (2 * layers, None)
+    return [(0, None), (weight_only, weight_only), (linears, linears), (layers, layers), norms]
 
 
 def _check(fused: Fused, wanted: tuple[int, int | None], graph: Graph) -> None:
