@@ -182,6 +182,21 @@ def test_dead_layers_are_named_and_give_no_nan(tmp_path: Path) -> None:
         assert torch.isfinite(half(*tokens(2).batches[0])[0]).all()
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_an_unused_input_channel_stays_unused(llama: Runner, tmp_path: Path, alpha: float) -> None:
+    from openclaw_opt.models.store import save_model
+
+    module = open_model(llama.model)
+    assert isinstance(module, Decoder)
+    module.layers[0].qkv.weight[:, [5, 9]] = 0
+    unused = save_model(module, read_facts(llama.model), tmp_path / "unused", llama.model.assets)
+    done = llama(tokens(), unused, format="int8", algorithm="smoothquant", alpha=alpha)
+    layer = open_model(done.artifact).get_submodule("layers.0.qkv")
+    assert isinstance(layer, QuantLinear)
+    assert layer.weight_q[:, [5, 9]].count_nonzero() == 0
+    assert (layer.weight_q.abs().amax(1) == 127).all()  # no row's scale is another's
+
+
 # Encoders and vision models.
 
 
