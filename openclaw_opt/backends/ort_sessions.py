@@ -1,11 +1,5 @@
 """ONNX Runtime sessions over a graph folder of any dialect: the ONNX Runtime engine, and the accuracy of every other.
 
-Decoder caches never leave the runtime: they are OrtValues that a step's outputs hand to the next step's inputs.
-
-    portable     past grows by a Concat inside the graph; a step's `present` is bound as the next step's `past`
-    onnxruntime  GroupQueryAttention; one buffer of `context` tokens bound as both past and present, written in place
-    tensorrt     static caches of `context` tokens; `present` and `past` swap between two buffers
-
 Three session options decide whether the numbers are right, and are set here for every session:
 
     * `session.x64quantprecision=1`. On x86 without VNNI, MLAS multiplies unsigned activations with *signed* weights by
@@ -19,25 +13,20 @@ Three session options decide whether the numbers are right, and are set here for
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from openclaw_opt.artifacts import FloatType, Graph, GraphFacts
+from openclaw_opt.artifacts import Graph, GraphFacts
 from openclaw_opt.backends import DecoderSession, GenericSession
+from openclaw_opt.backends.ort_caches import CACHES, Cache
 from openclaw_opt.errors import MachineError, RecipeError
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-ELEMENT = {
-    "float32": onnx.TensorProto.FLOAT,
-    "float16": onnx.TensorProto.FLOAT16,
-    "bfloat16": onnx.TensorProto.BFLOAT16,
-}
 NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -149,7 +138,7 @@ class OrtDecoder(DecoderSession):
         self._device = device
         self._session: ort.InferenceSession | None = open_runtime(graph, device=device, options=options)
         self._inputs = {value.name for value in self._session.get_inputs()}
-        self._cache = _CACHES[facts.dialect](facts, device)
+        self._cache = CACHES[facts.dialect](facts, device)
         self._lengths: Ids = np.zeros(0, np.int64)
         self._mask: Ids = np.zeros((0, 0), np.int64)
 
@@ -163,7 +152,7 @@ class OrtDecoder(DecoderSession):
 
     def logits(self, ids: Ids) -> Floats:
         """Every position's logits: [batch, length] int64 -> [batch, length, vocab] float32; the cache stays as it is."""
-        cache = _CACHES[self.facts.dialect](self.facts, self._device)
+        cache = CACHES[self.facts.dialect](self.facts, self._device)
         batch, length = ids.shape
         _check_length(length, self.context, "the graph's context")
         cache.start(batch, self.context if self.facts.dialect == "tensorrt" else length)
@@ -192,7 +181,7 @@ class OrtDecoder(DecoderSession):
         self._lengths = self._lengths + 1
         return logits[:, 0]
 
-    def _step(self, cache: _Cache, ids: Ids, mask: Ids, positions: Ids) -> Floats:
+    def _step(self, cache: Cache, ids: Ids, mask: Ids, positions: Ids) -> Floats:
         assert self._session is not None, "the session is closed"
         binding = self._session.io_binding()
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
@@ -215,126 +204,6 @@ def _profile(session: ort.InferenceSession | None) -> Path:
 def _check_length(length: int, limit: int, what: str) -> None:
     if length > limit:
         raise RecipeError(f"a sequence of {length} tokens exceeds {what} of {limit}")
-
-
-class _Cache:
-    """Where a decoder's keys and values live between steps."""
-
-    def __init__(self, facts: GraphFacts, device: str) -> None:
-        self._facts, self._device = facts, device
-        self._values: list[Any] = []
-
-    def clear(self) -> None:
-        self._values = []
-
-    def names(self, prefix: str) -> list[str]:
-        return [f"{prefix}.{layer}.{part}" for layer in range(len(self._facts.kv)) for part in ("key", "value")]
-
-    def _buffers(self, batch: int, tokens: int) -> list[Any]:
-        shapes = [(batch, kv.kv_heads, tokens, kv.head_dim) for kv in self._facts.kv for _ in ("key", "value")]
-        return [_zeros(shape, self._facts.dtype, self._device) for shape in shapes]
-
-    def start(self, batch: int, capacity: int) -> None:
-        """Empty, for `batch` sequences that grow to `capacity` tokens."""
-        raise NotImplementedError
-
-    def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
-        """Right-padded prompts as this cache wants them: ids, attention mask, positions, and the column of each last token."""
-        columns = np.arange(ids.shape[1])
-        mask = (columns < lengths[:, None]).astype(np.int64)
-        return ids, mask, np.broadcast_to(columns, ids.shape), lengths - 1
-
-    def bind(self, binding: Any) -> None:
-        raise NotImplementedError
-
-    def keep(self, outputs: list[Any]) -> None:
-        """The step's present caches, in the order of `names("present")`."""
-
-    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
-        """The attention mask of the next step, from the last one and the tokens each sequence has had."""
-        raise NotImplementedError
-
-
-class _GrowingCache(_Cache):
-    """portable: each present, allocated by the runtime, is the next past.
-
-    Prompts are moved to the right end, padding first: behind them padding would be a hole between a prompt and what
-    follows it, which the mask hides but a sliding window counts.
-    """
-
-    def start(self, batch: int, capacity: int) -> None:
-        self._values = self._buffers(batch, 0)
-
-    def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
-        width = ids.shape[1]
-        places = np.arange(width) - (width - lengths[:, None])
-        moved = np.take_along_axis(ids, places % width, axis=1)
-        return moved, (places >= 0).astype(np.int64), places.clip(0), np.full_like(lengths, width - 1)
-
-    def bind(self, binding: Any) -> None:
-        for name, value in zip(self.names("past_key_values"), self._values, strict=True):
-            binding.bind_ortvalue_input(name, value)
-        for name in self.names("present"):
-            binding.bind_output(name, self._device)
-
-    def keep(self, outputs: list[Any]) -> None:
-        self._values = outputs
-
-    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
-        return np.concatenate([mask, np.ones((len(mask), 1), np.int64)], axis=1)
-
-
-class _SharedCache(_Cache):
-    """onnxruntime: one buffer for past and present; each sequence is dense in it, a new token overwrites padding."""
-
-    def start(self, batch: int, capacity: int) -> None:
-        if not self._values or (self._values[0].shape()[0], self._values[0].shape()[2]) != (batch, capacity):
-            self._values = self._buffers(batch, capacity)
-
-    def bind(self, binding: Any) -> None:
-        for past, present, value in zip(
-            self.names("past_key_values"), self.names("present"), self._values, strict=True
-        ):
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
-
-    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
-        return np.asarray(np.arange(lengths.max() + 1) <= lengths[:, None], np.int64)
-
-
-class _StaticCache(_SharedCache):
-    """tensorrt: `context` slots a sequence; two sets of buffers, because TensorScatter outside TensorRT copies."""
-
-    def __init__(self, facts: GraphFacts, device: str) -> None:
-        super().__init__(facts, device)
-        self._other: list[Any] = []
-
-    def clear(self) -> None:
-        self._values, self._other = [], []
-
-    def start(self, batch: int, capacity: int) -> None:
-        super().start(batch, capacity)
-        if not self._other or self._other[0].shape() != self._values[0].shape():
-            self._other = self._buffers(batch, capacity)
-
-    def bind(self, binding: Any) -> None:
-        for name, value in zip(self.names("past_key_values"), self._values, strict=True):
-            binding.bind_ortvalue_input(name, value)
-        for name, value in zip(self.names("present"), self._other, strict=True):
-            binding.bind_ortvalue_output(name, value)
-
-    def keep(self, outputs: list[Any]) -> None:
-        self._values, self._other = self._other, self._values
-
-
-_CACHES: dict[str, type[_Cache]] = {"portable": _GrowingCache, "onnxruntime": _SharedCache, "tensorrt": _StaticCache}
-
-
-def _zeros(shape: tuple[int, ...], dtype: FloatType, device: str) -> Any:
-    """An OrtValue of zeros: a shared cache may read a slot before it is written, masked, and 0 · NaN would show."""
-    if dtype == "bfloat16":
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, np.uint16), ELEMENT[dtype])
-    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), device, 0)
 
 
 def open_graph(graph: Graph, *, threads: int | None = None, device: str = "cpu") -> OrtDecoder | OrtGeneric:

@@ -1,0 +1,146 @@
+"""Where a decoder's keys and values live between the steps of an ONNX Runtime session, by the graph's dialect.
+
+Decoder caches never leave the runtime: they are OrtValues that a step's outputs hand to the next step's inputs.
+
+    portable     past grows by a Concat inside the graph; a step's `present` is bound as the next step's `past`
+    onnxruntime  GroupQueryAttention; one buffer of `context` tokens bound as both past and present, written in place
+    tensorrt     static caches of `context` tokens; `present` and `past` swap between two buffers
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from openclaw_opt.artifacts import FloatType, GraphFacts
+
+Ids = NDArray[np.int64]
+ELEMENT = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
+}
+
+
+class Cache:
+    """Where a decoder's keys and values live between steps."""
+
+    def __init__(self, facts: GraphFacts, device: str) -> None:
+        self._facts, self._device = facts, device
+        self._values: list[Any] = []
+
+    def clear(self) -> None:
+        self._values = []
+
+    def names(self, prefix: str) -> list[str]:
+        return [f"{prefix}.{layer}.{part}" for layer in range(len(self._facts.kv)) for part in ("key", "value")]
+
+    def _buffers(self, batch: int, tokens: int) -> list[Any]:
+        shapes = [(batch, kv.kv_heads, tokens, kv.head_dim) for kv in self._facts.kv for _ in ("key", "value")]
+        return [_zeros(shape, self._facts.dtype, self._device) for shape in shapes]
+
+    def start(self, batch: int, capacity: int) -> None:
+        """Empty, for `batch` sequences that grow to `capacity` tokens."""
+        raise NotImplementedError
+
+    def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
+        """Right-padded prompts as this cache wants them: ids, attention mask, positions, and the column of each last token."""
+        columns = np.arange(ids.shape[1])
+        mask = (columns < lengths[:, None]).astype(np.int64)
+        return ids, mask, np.broadcast_to(columns, ids.shape), lengths - 1
+
+    def bind(self, binding: Any) -> None:
+        raise NotImplementedError
+
+    def keep(self, outputs: list[Any]) -> None:
+        """The step's present caches, in the order of `names("present")`."""
+
+    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
+        """The attention mask of the next step, from the last one and the tokens each sequence has had."""
+        raise NotImplementedError
+
+
+class GrowingCache(Cache):
+    """portable: each present, allocated by the runtime, is the next past.
+
+    Prompts are moved to the right end, padding first: behind them padding would be a hole between a prompt and what
+    follows it, which the mask hides but a sliding window counts.
+    """
+
+    def start(self, batch: int, capacity: int) -> None:
+        self._values = self._buffers(batch, 0)
+
+    def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
+        width = ids.shape[1]
+        places = np.arange(width) - (width - lengths[:, None])
+        moved = np.take_along_axis(ids, places % width, axis=1)
+        return moved, (places >= 0).astype(np.int64), places.clip(0), np.full_like(lengths, width - 1)
+
+    def bind(self, binding: Any) -> None:
+        for name, value in zip(self.names("past_key_values"), self._values, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for name in self.names("present"):
+            binding.bind_output(name, self._device)
+
+    def keep(self, outputs: list[Any]) -> None:
+        self._values = outputs
+
+    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
+        return np.concatenate([mask, np.ones((len(mask), 1), np.int64)], axis=1)
+
+
+class SharedCache(Cache):
+    """onnxruntime: one buffer for past and present; each sequence is dense in it, a new token overwrites padding."""
+
+    def start(self, batch: int, capacity: int) -> None:
+        if not self._values or (self._values[0].shape()[0], self._values[0].shape()[2]) != (batch, capacity):
+            self._values = self._buffers(batch, capacity)
+
+    def bind(self, binding: Any) -> None:
+        for past, present, value in zip(
+            self.names("past_key_values"), self.names("present"), self._values, strict=True
+        ):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+
+    def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
+        return np.asarray(np.arange(lengths.max() + 1) <= lengths[:, None], np.int64)
+
+
+class StaticCache(SharedCache):
+    """tensorrt: `context` slots a sequence; two sets of buffers, because TensorScatter outside TensorRT copies."""
+
+    def __init__(self, facts: GraphFacts, device: str) -> None:
+        super().__init__(facts, device)
+        self._other: list[Any] = []
+
+    def clear(self) -> None:
+        self._values, self._other = [], []
+
+    def start(self, batch: int, capacity: int) -> None:
+        super().start(batch, capacity)
+        if not self._other or self._other[0].shape() != self._values[0].shape():
+            self._other = self._buffers(batch, capacity)
+
+    def bind(self, binding: Any) -> None:
+        for name, value in zip(self.names("past_key_values"), self._values, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(self.names("present"), self._other, strict=True):
+            binding.bind_ortvalue_output(name, value)
+
+    def keep(self, outputs: list[Any]) -> None:
+        self._values, self._other = self._other, self._values
+
+
+CACHES: dict[str, type[Cache]] = {"portable": GrowingCache, "onnxruntime": SharedCache, "tensorrt": StaticCache}
+
+
+def _zeros(shape: tuple[int, ...], dtype: FloatType, device: str) -> Any:
+    """An OrtValue of zeros: a shared cache may read a slot before it is written, masked, and 0 · NaN would show."""
+    if dtype == "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, np.uint16), ELEMENT[dtype])
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), device, 0)
