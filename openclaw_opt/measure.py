@@ -67,8 +67,8 @@ def graph_before(steps: Sequence[Step], artifact: Artifact, store: Store) -> Gra
 
 
 def with_latency(records: Sequence[PassRecord], measurements: Sequence[Measurement]) -> tuple[PassRecord, ...]:
-    """The last pass carries the engine's latency; those before it say why they have none."""
+    """The last pass carries the engine's latency. Nothing is timed before there is an engine, and the report says so."""
     timed = tuple(
-        m for m in measurements if m.name.startswith(("latency.", "throughput.")) and m.subject != "reference"
+        m for m in measurements if m.name.startswith("latency.") and m.subject == "engine" and m.value is not None
     )
     return tuple(r if r is not records[-1] else r.model_copy(update={"latency": timed}) for r in records)

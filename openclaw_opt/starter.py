@@ -17,8 +17,8 @@ DATA = {
 }
 METRICS = {
     "decoder": ("perplexity, agreement, latency, memory, size, roofline", "perplexity.recovery"),
-    "encoder": ("embedding, latency, memory, size", "embedding.cosine"),
-    "vision": ("classification, latency, memory, size", "top1.agreement"),
+    "encoder": ("embedding, latency, memory, size", "embedding.cosine.mean"),
+    "vision": ("classification, latency, memory, size", "agreement.class"),
 }
 
 

@@ -123,7 +123,8 @@ class Pass(BaseModel):
     @classmethod
     def takes(cls) -> type[Any]:
         """The artifact type `run` takes."""
-        return _hints(cls)["source"]
+        taken: type[Any] = _hints(cls)["source"]
+        return taken
 
     @classmethod
     def gives(cls) -> type[Any]:

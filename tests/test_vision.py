@@ -1,0 +1,96 @@
+"""The third real checkpoint: a small convolutional classifier trained on scikit-learn's digits, through the whole pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from openclaw_opt.backends.torch_sessions import open_checkpoint_session
+from openclaw_opt.checkpoint import open_checkpoint
+from openclaw_opt.cli.progress import Silent
+from openclaw_opt.data import parse_source
+from openclaw_opt.data.load import ImageSet, load_images
+from openclaw_opt.pipeline import build
+from openclaw_opt.recipe import load_recipe
+from openclaw_opt.records import Report
+from openclaw_opt.store import Store
+
+RECIPE = """\
+model: {model}
+target: {target}
+data:
+  calibration: {{source: digits, split: calibration, samples: 100}}
+  evaluation:  {{source: digits, split: evaluation, samples: 150}}
+passes:
+{passes}  - export
+  - fuse
+  - build
+metrics: [classification, size]
+budgets:
+  accuracy.top1.recovery: ">= 0.97"
+"""
+STEPS = 120
+
+
+def _images(split: str, samples: int) -> ImageSet:
+    return load_images(parse_source({"source": "digits", "split": split, "samples": samples}))
+
+
+def _train(model: torch.nn.Module, data: ImageSet) -> None:
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    random = torch.Generator().manual_seed(0)
+    model.train()
+    for _ in range(STEPS):
+        rows = torch.randint(len(images), (64,), generator=random)
+        loss = torch.nn.functional.cross_entropy(model(pixel_values=images[rows]).logits, labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+@pytest.fixture(scope="module")
+def digits_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet of two stages that has learned the digits."""
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", num_labels=10, image_size=8
+    )
+    model = transformers.ResNetForImageClassification(config)
+    _train(model, _images("train", 1200))
+    folder = tmp_path_factory.mktemp("digits-resnet")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_the_classifier_has_learned(digits_resnet: Path) -> None:
+    data = _images("evaluation", 150)
+    with open_checkpoint_session(open_checkpoint(str(digits_resnet))) as session:
+        logits = session.infer({"pixel_values": data.images})["logits"]  # type: ignore[union-attr]
+    assert float(np.mean(logits.argmax(-1) == data.labels)) > 0.9
+
+
+def _build(model: Path, tmp_path: Path, target: str, passes: str) -> Report:
+    file = tmp_path / "digits.yaml"
+    file.write_text(RECIPE.format(model=model, target=target, passes=passes))
+    return build(load_recipe(file), store=Store(tmp_path / "cache"), output=tmp_path / "out", hooks=Silent())
+
+
+def test_int8_on_the_cpu(digits_resnet: Path, tmp_path: Path) -> None:
+    report = _build(digits_resnet, tmp_path, "host", "  - quantize: {format: int8}\n")
+    assert report.verdict == "within budget"
+    assert report.receipt
+    assert all(row.ok for row in report.receipt)
+
+
+@pytest.mark.slow
+def test_int8_for_an_rtx_card(digits_resnet: Path, tmp_path: Path) -> None:
+    report = _build(digits_resnet, tmp_path, "rtx4090", "  - quantize: {format: int8}\n")
+    assert report.verdict == "within budget"
+    assert (tmp_path / "out" / "engine-sm89.plan").is_file()
+    assert all(row.ok for row in report.receipt)
