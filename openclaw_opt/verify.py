@@ -7,8 +7,9 @@ prefill and then step by step through its cache, each step against the same posi
     typical difference = median over rows of the same    a row is one token, sentence or image
 
 An exact pass keeps the largest within its tolerance. Where activations are quantized, a difference in the last bit can turn
-one rounding over, which moves that token, and those that attend to it, by a quantization step: there the typical difference
-must be within the tolerance, and the largest within MOST.
+one rounding over, which moves that token, and those that attend to it, by about a quantization step; with some ten thousand
+roundings a token this happens in most of them. There the typical difference must be within FLIPPED, two steps of int8, and
+the largest within MOST: a wrong scale or a wrong layer moves outputs by far more.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from openclaw_opt.passes import Pass
 from openclaw_opt.records import Verification
 
 BATCH, PROMPT, STEPS = 2, 24, 4
+FLIPPED = 2 / 127
 MOST = 0.25
 """What known rounding may move an output by, of the largest output: more is no rounding. What it costs is measured as accuracy."""
 Array = NDArray[np.float32]
@@ -87,8 +89,8 @@ def _exact(part: Pass, before: Artifact | Checkpoint, after: Artifact, probe: Pr
     tolerance, largest = part.tolerance_of(after), difference(a, b)
     what = f"{' and '.join(a)} on {BATCH} probe inputs, {_runtime(before)} against {_runtime(after)}"
     value = largest
-    if _flips(after) and largest <= MOST:
-        value = typical_difference(a, b)
+    if _flips(after) and tolerance < largest <= MOST:
+        value, tolerance = typical_difference(a, b), max(tolerance, FLIPPED)
         what = f"typical row of {what}; largest {largest:.2g}, where a rounding of activations turned over"
     if not value <= tolerance:  # also catches NaN
         raise VerificationError(

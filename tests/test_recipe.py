@@ -88,7 +88,10 @@ def test_wrong_types_are_not_converted(write_recipe: Write) -> None:
 
 def test_formats_the_target_lacks(write_recipe: Write) -> None:
     change = ("{format: int8, algorithm: max}", "{format: fp8}")
-    for target, told in (("a100-80", "it needs compute capability 8.9, the target has 8.0"), ("rtx3060", "the target has 8.6")):
+    for target, told in (
+        ("a100-80", "it needs compute capability 8.9, the target has 8.0"),
+        ("rtx3060", "the target has 8.6"),
+    ):
         assert told in mistakes(write_recipe(change, ("target: host", f"target: {target}")))[0]
     nvfp4 = ("{format: int8, algorithm: max}", "{format: nvfp4}")
     assert "10.0" in mistakes(write_recipe(nvfp4, ("target: host", "target: h100-sxm")))[0]
@@ -142,10 +145,14 @@ def test_extends_in_a_circle(tmp_path: Path) -> None:
 
 def test_set(write_recipe: Write) -> None:
     file = write_recipe()
-    made = load_recipe(file, settings=["passes.quantize.format=int4", "passes.quantize.algorithm=rtn", "target=host", "seed=3"])
+    made = load_recipe(
+        file, settings=["passes.quantize.format=int4", "passes.quantize.algorithm=rtn", "target=host", "seed=3"]
+    )
     assert made.passes[1].model_dump()["format"] == "int4"
     assert made.seed == 3
-    assert mistakes(file, "passes.quantize.fromat=int4") == ["--set passes.quantize.fromat=int4: unknown key 'fromat' | did you mean 'format'?"]
+    assert mistakes(file, "passes.quantize.fromat=int4") == [
+        "--set passes.quantize.fromat=int4: unknown key 'fromat' | did you mean 'format'?"
+    ]
     assert "the recipe has no 'prune' in `passes`" in mistakes(file, "passes.prune.ffn=0.1")[0]
     assert "wants path=value" in mistakes(file, "seed")[0]
 
@@ -185,7 +192,10 @@ def test_an_unsupported_architecture(write_recipe: Write, tmp_path: Path) -> Non
 
 
 def test_an_uninstalled_package(write_recipe: Write, tiny_llama: Path) -> None:
-    assert "no installed Python package 'not_there'" in mistakes(write_recipe((str(tiny_llama), "package:not_there/model")))[0]
+    assert (
+        "no installed Python package 'not_there'"
+        in mistakes(write_recipe((str(tiny_llama), "package:not_there/model")))[0]
+    )
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

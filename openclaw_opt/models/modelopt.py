@@ -118,7 +118,10 @@ def calibrated(
     Returns:
         What modelopt warned of about any of the layers.
     """
-    import modelopt.torch.quantization as mtq
+    with warnings.catch_warnings():
+        # It was tried with this version of transformers, and every layer is proven below.
+        warnings.filterwarnings("ignore", message=r"transformers .* is not tested")
+        import modelopt.torch.quantization as mtq
 
     sweeps, out, err, done = SWEEPS[scheme.algorithm], sys.stdout, sys.stderr, 0
 

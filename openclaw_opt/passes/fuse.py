@@ -75,7 +75,7 @@ class Fuse(Pass):
         from openclaw_opt.graph import to_onnxruntime
 
         level = {} if self.accuracy_level is None else {"accuracy_level": self.accuracy_level}
-        return to_onnxruntime.lower(source, work.folder, **level)
+        return to_onnxruntime.lower(source, work.folder, context=self.context, **level)
 
     def _proof(self, graph: Graph, source: Graph, work: Work) -> Graph | None:
         """Weight-only kernels at `accuracy_level` 4 round activations to int8; at 0 the same graph is exact."""
@@ -83,4 +83,6 @@ class Fuse(Pass):
             return None
         from openclaw_opt.graph import to_onnxruntime
 
-        return to_onnxruntime.lower(source, work.folder / PROOF, accuracy_level=to_onnxruntime.EXACT)
+        return to_onnxruntime.lower(
+            source, work.folder / PROOF, accuracy_level=to_onnxruntime.EXACT, context=self.context
+        )
