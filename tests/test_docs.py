@@ -196,6 +196,20 @@ def test_details_of_passes_are_named() -> None:
     assert {key for key in written if f"`{key}`" not in table} == set()
 
 
+def test_tolerances_are_those_of_the_code() -> None:
+    from openclaw_opt import verify
+    from openclaw_opt.passes import ROUNDING
+    from openclaw_opt.passes.load import Load
+
+    section = (DOCS / "design.md").read_text(encoding="utf-8").split("## Verification")[1].split("\n## ")[0]
+    assert f"({Pass.tolerance:g}".replace("0.001", "1e-3") in section
+    assert f"{Load.tolerance:g} for `load`".replace("0.0001", "1e-4") in section
+    assert ROUNDING == {"float32": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
+    assert "2e-2 float16, 1e-1 bfloat16" in " ".join(section.split())
+    assert f"largest within {verify.MOST:g}" in " ".join(section.split())
+    assert f"({verify.FLIPPED * 127:g}/127)" in section
+
+
 def test_no_document_names_a_private_place() -> None:
     private = re.compile(r"/work/|/home/|/root/|/tmp/")
     assert [page.name for page in PAGES if private.search(page.read_text(encoding="utf-8"))] == []
