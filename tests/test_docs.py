@@ -101,6 +101,11 @@ def test_the_recipe_of_the_reference_is_valid(validator: Any) -> None:
     assert [error.message for error in validator.iter_errors(recipe)] == []
 
 
+@pytest.mark.xfail(strict=True, reason="recipe_schema requires `model` and `passes` even where `extends` gives them")
+def test_a_recipe_that_extends_another_is_valid(validator: Any) -> None:
+    assert validator.is_valid({"extends": "int8-cpu.yaml", "target": "l4"})
+
+
 BROKEN: list[dict[str, Any]] = [
     {"modle": "x"},
     {"target": "h1000"},
