@@ -27,7 +27,8 @@ FloatType = Literal["float32", "float16", "bfloat16"]
 class Facts(BaseModel):
     """A frozen record that is written as JSON and read back equal; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Validators are made when first used: `check` reads few of these, and is to take half a second.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class LayerFormat(Facts):

@@ -13,7 +13,8 @@ import psutil
 from openclaw_opt.artifacts import Artifact, Engine, Graph, Measurement, Model
 from openclaw_opt.errors import BudgetMissed, MachineError
 from openclaw_opt.plan import Plan, source_facts
-from openclaw_opt.recipe import Budget, Recipe, resolved_yaml
+from openclaw_opt.recipe import Recipe, resolved_yaml
+from openclaw_opt.recipe_grammar import Budget
 from openclaw_opt.records import BudgetRecord, BudgetResult, MachineRecord, PassRecord, Report, Verdict
 from openclaw_opt.targets import cpu_title, host
 from openclaw_opt.versions import versions
@@ -85,9 +86,7 @@ def judge_budget(budget: Budget, measurements: Sequence[Measurement], records: S
     found = next((m for m in measurements if m.name == budget.metric), None)
     if found is None or found.value is None:
         why = found.not_measured if found is not None else "the pipeline ended before it could be measured"
-        return BudgetRecord(
-            metric=budget.metric, rule=budget.text, got=None, result="undecided", why=why
-        )
+        return BudgetRecord(metric=budget.metric, rule=budget.text, got=None, result="undecided", why=why)
     met = budget.holds(found.value)
     result: BudgetResult = "met" if met else "missed"
     ends = [end for end in (found.low, found.high) if end is not None]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from openclaw_opt import interrupts
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model
 from openclaw_opt.backends.engines import cannot_run
 from openclaw_opt.errors import MachineError, OptError, VerificationError
@@ -23,11 +24,11 @@ from openclaw_opt.judge import judge
 from openclaw_opt.measure import measure, with_latency
 from openclaw_opt.memory import Peak, peak_memory
 from openclaw_opt.passes import PROOF, Done, Work
-from openclaw_opt.plan import Plan, Step, make_plan, output_folder, steps_until, why_redone
+from openclaw_opt.plan import Plan, Step, make_plan, output_folder, source_facts, steps_until, why_redone
 from openclaw_opt.publish import Manifest, locked, prepare, publish, read_manifest
 from openclaw_opt.recipe import Recipe
 from openclaw_opt.records import PassRecord, Report, Verification
-from openclaw_opt.store import Store, tree_size
+from openclaw_opt.store import Store, digest, tree_size
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
 WEIGHTS = (".safetensors", ".onnx", ".data", ".plan")
@@ -87,7 +88,7 @@ def run_steps(plan: Plan, steps: tuple[Step, ...], store: Store, last: Manifest 
     redone = False
     for step in steps:
         hooks.started(step.part.word, step.index + 1, len(steps))
-        found = _fetched(step, store)
+        found = _fetched(plan, step, store, hooks)
         if found is None:
             redone = True
             why = why_redone(step, last.ingredients_of(step) if last else None)
@@ -99,8 +100,8 @@ def run_steps(plan: Plan, steps: tuple[Step, ...], store: Store, last: Manifest 
     return Outcome(tuple(records), artifact, steps[-1].key, redone)
 
 
-def _fetched(step: Step, store: Store) -> tuple[PassRecord, Artifact] | None:
-    """The step's result from the store, if it is there and whole."""
+def _fetched(plan: Plan, step: Step, store: Store, hooks: Hooks) -> tuple[PassRecord, Artifact] | None:
+    """The step's result from the store, if it is there and whole; its accuracy on this recipe's data and metrics."""
     stored = store.find(step.key)
     if stored is None:
         return None
@@ -109,7 +110,8 @@ def _fetched(step: Step, store: Store) -> tuple[PassRecord, Artifact] | None:
         store.drop(step.key)  # damaged: made again rather than trusted
         return None
     record = PassRecord.model_validate(stored["record"])
-    return record.model_copy(update={"cached": True, "redone_why": ""}), artifact
+    accuracy = _accuracy(plan, step, artifact, store, hooks) if stored["costs"] else ()
+    return record.model_copy(update={"cached": True, "redone_why": "", "accuracy": accuracy}), artifact
 
 
 def _run(
@@ -122,13 +124,14 @@ def _run(
         seconds = time.monotonic() - began
         hooks.progress(0.9, "verifying")
         verification = _verified(plan, step, source, done, folder)
-        accuracy = _accuracy(plan, done, store, hooks) if part.kind == "lossy" or done.proof else ()
         shutil.rmtree(folder / PROOF, ignore_errors=True)
-        record = _record(step, done, verification, accuracy, seconds=seconds, peak=peak, why=why)
-        size = tree_size(folder)
-        stored = {"kind": type(done.artifact).__name__, "bytes": size, "record": record.model_dump(mode="json")}
-        final = store.keep(folder, step.key, stored | {"ingredients": step.ingredients})
-    return record, replace(done.artifact, folder=final)
+        record = _record(step, done, verification, seconds=seconds, peak=peak, why=why)
+        costs = part.kind == "lossy" or done.proof is not None
+        stored = {"kind": type(done.artifact).__name__, "bytes": tree_size(folder), "costs": costs}
+        final = store.keep(folder, step.key, stored | {"record": record.model_dump(mode="json")})
+    artifact = replace(done.artifact, folder=final)
+    accuracy = _accuracy(plan, step, artifact, store, hooks) if costs else ()
+    return record.model_copy(update={"accuracy": accuracy}), artifact
 
 
 def _done(step: Step, source: Artifact | Checkpoint, work: Work) -> Done[Any]:
@@ -156,8 +159,13 @@ def _work(plan: Plan, folder: Path, store: Store, hooks: Hooks) -> Work:
         calibration=recipe.calibration,
         data_cache=store.root / "data",
         seed=recipe.seed,
-        progress=lambda fraction, text: hooks.progress(0.85 * fraction, text),
+        progress=lambda fraction, text: _progress(hooks, 0.85 * fraction, text),
     )
+
+
+def _progress(hooks: Hooks, fraction: float, text: str) -> None:
+    interrupts.check()
+    hooks.progress(fraction, text)
 
 
 def _verified(
@@ -172,20 +180,28 @@ def _verified(
     return verify.compare(step.part, source, done.artifact, verify.make_probe(plan.spec, plan.recipe.seed), done.proof)
 
 
-def _accuracy(plan: Plan, done: Done[Any], store: Store, hooks: Hooks) -> tuple[Measurement, ...]:
-    from openclaw_opt import evaluate
-
-    if plan.recipe.evaluation is None:
+def _accuracy(plan: Plan, step: Step, artifact: Artifact, store: Store, hooks: Hooks) -> tuple[Measurement, ...]:
+    """What the pass left of the accuracy, on this recipe's evaluation data; measured once for each artifact and data."""
+    metrics = [{metric.word: metric.model_dump(mode="json")} for metric in plan.recipe.metrics if metric.needs_data]
+    if plan.recipe.evaluation is None or not metrics:
         return ()
-    hooks.progress(0.95, "measuring what it cost in accuracy")
-    return evaluate.accuracy_of(plan, done.artifact, store)
+    key = digest({"accuracy": metrics, "of": step.key, "data": source_facts(plan.recipe.evaluation)})
+    stored = store.find(key)
+    if stored is None:
+        from openclaw_opt import evaluate
+
+        hooks.progress(0.95, "measuring what it cost in accuracy")
+        rows = evaluate.accuracy_of(plan, artifact, store)
+        with store.making() as folder:
+            store.keep(folder, key, {"kind": "measurements", "rows": [row.model_dump(mode="json") for row in rows]})
+        return rows
+    return tuple(Measurement.model_validate(row) for row in stored["rows"])
 
 
 def _record(
     step: Step,
     done: Done[Any],
     verification: Verification | None,
-    accuracy: tuple[Measurement, ...],
     *,
     seconds: float,
     peak: Peak,
@@ -206,7 +222,6 @@ def _record(
         size_bytes=weight_bytes(done.artifact.folder),
         parameters=details.pop("parameters", None),
         verification=verification,
-        accuracy=accuracy,
         layers=tuple(layers),
         details=details,
     )

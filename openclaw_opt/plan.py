@@ -67,7 +67,7 @@ def check_recipe(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
 
 
 def _inspect(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
-    from openclaw_opt.models.spec import spec_from_config
+    from openclaw_opt.models.families import spec_from_config
 
     weights_only = bool(getattr(recipe.passes[0], "weights_only", False))
     try:

@@ -103,6 +103,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def prepare(folder: Path) -> None:
     """Refuse what cannot be written and what is not ours, before any work."""
+    if _old(folder).is_dir() and not folder.exists():
+        _old(folder).rename(folder)  # the last build was killed between its two renames
     if folder.exists() and not folder.is_dir():
         raise RecipeError("the output folder is a file", where=str(folder), fix="--output FOLDER")
     foreign = foreign_files(folder) if folder.is_dir() else []
@@ -120,6 +122,7 @@ def prepare(folder: Path) -> None:
         )
     for left in folder.parent.glob(f".{folder.name}.part-*"):
         shutil.rmtree(left, ignore_errors=True)  # of a build that was killed: we hold the lock
+    shutil.rmtree(_old(folder), ignore_errors=True)
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -163,8 +166,12 @@ def _take(artifact: Artifact, part: Path) -> None:
 
 
 def _swap(part: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.part-old-{os.getpid()}")
     if folder.is_dir():
-        folder.rename(old)
+        folder.rename(_old(folder))
     part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    """Where the last build waits while the new one takes its place."""
+    return folder.with_name(f".{folder.name}.old")

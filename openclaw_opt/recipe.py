@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from openclaw_opt.artifacts import Checkpoint
 from openclaw_opt.data import Source, parse_source
@@ -24,77 +24,12 @@ from openclaw_opt.errors import OptError, RecipeError, nearest
 from openclaw_opt.metrics import Metric
 from openclaw_opt.parts import part_named
 from openclaw_opt.passes import Pass
+from openclaw_opt.recipe_grammar import RULE, Budget, Grammar, TargetChoice
 from openclaw_opt.recipe_yaml import Located, Path_, override, read_located
 from openclaw_opt.targets import Target, target_named
 
 PACKAGE_PREFIX = "package:"
-RULE = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*")
 Part = TypeVar("Part", bound=BaseModel)
-
-
-class TargetChoice(BaseModel):
-    """`target:` written as a mapping."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-    name: str
-    """A row of the target table, or `host`."""
-    hourly_usd: float | None = Field(None, gt=0)
-    """Price of one card for an hour in US dollars; replaces the row's."""
-
-
-class DataSection(BaseModel):
-    """`data:`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-    calibration: dict[str, Any] | str | None = None
-    """A data source: what passes may look at."""
-    evaluation: dict[str, Any] | str | None = None
-    """A data source: what accuracy is measured on; may share nothing with the calibration data."""
-
-
-class Grammar(BaseModel):
-    """The top level of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-    description: str = ""
-    """One line for `openclaw-opt list recipes` and the report."""
-    extends: str | None = None
-    """Another recipe, relative to this file. Mappings are merged key by key; lists are replaced."""
-    model: str
-    """A folder (`./…`, `../…` or absolute; relative to the recipe's file), `package:NAME/SUBFOLDER` for a checkpoint inside an
-    installed Python package, or a Hugging Face hub id."""
-    target: str | TargetChoice = "host"
-    """What to build for: a row of the target table, or `host` for this machine."""
-    data: DataSection = DataSection()
-    """Where calibration and evaluation data come from."""
-    passes: list[str | dict[str, Any]]
-    """The pipeline, in order: a pass's name, or its name with options. `load` comes first and may be left out."""
-    metrics: list[str | dict[str, Any]] = []
-    """What is measured, by name or by name with options."""
-    budgets: dict[str, str] = {}
-    """Measurement name to rule, e.g. `perplexity.recovery: ">= 0.98"`. A missed budget ends the build with exit code 4."""
-    undecided: Literal["fail", "pass"] = "fail"
-    """Whether a budget that could not be decided (not measured, too few samples) fails the build."""
-    seed: int = Field(0, ge=0)
-    """Seed of everything that draws."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """One line of `budgets:`."""
-
-    metric: str
-    op: str
-    bound: float
-    text: str
-
-    def holds(self, value: float) -> bool:
-        return {
-            ">=": value >= self.bound,
-            "<=": value <= self.bound,
-            ">": value > self.bound,
-            "<": value < self.bound,
-        }[self.op]
 
 
 @dataclass(frozen=True)
@@ -233,7 +168,9 @@ class _Reader:
 
     def _check_order(self, found: Sequence[tuple[int, Pass]]) -> None:
         for (earlier, before), (index, after) in itertools.pairwise(found):
-            if index == earlier + 1 and before.gives() is not after.takes():  # a pass between that was not read explains it
+            if (
+                index == earlier + 1 and before.gives() is not after.takes()
+            ):  # a pass between that was not read explains it
                 self._add(
                     f"pass `{after.word}` takes a {after.takes().__name__}, "
                     f"but `{before.word}` before it gives a {before.gives().__name__}",
@@ -364,7 +301,9 @@ def _keys_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
 
 
 def _doc(cls: type[BaseModel], name: str) -> str:
-    info = cls.model_fields.get(name)
+    from openclaw_opt.field_docs import described
+
+    info = described(cls).model_fields.get(name)
     return f"{name}: {info.description}" if info is not None and info.description else ""
 
 

@@ -17,12 +17,13 @@ from pydantic import BaseModel
 
 from openclaw_opt.data import Source, source_class, source_names
 from openclaw_opt.errors import BudgetMissed, MachineError, OptError, RecipeError, VerificationError
+from openclaw_opt.field_docs import described
 from openclaw_opt.formats import FORMATS, Format
 from openclaw_opt.metrics import Metric, Number
 from openclaw_opt.parts import part_named, part_names
 from openclaw_opt.passes import Pass
 from openclaw_opt.passes.quantize import ALGORITHMS
-from openclaw_opt.recipe import DataSection, Grammar, TargetChoice
+from openclaw_opt.recipe_grammar import DataSection, Grammar, TargetChoice
 from openclaw_opt.targets import HOST, TARGETS, TERA, Target, formats_of
 
 INTERRUPTED = 130
@@ -219,7 +220,7 @@ def _exit_codes() -> list[str]:
 
 def _options(cls: type[BaseModel]) -> list[str]:
     """The table of a model's fields."""
-    schema = cls.model_json_schema()
+    schema = described(cls).model_json_schema()
     required = schema.get("required", [])
     rows = [
         [f"`{name}`", _type(field), "required" if name in required else _default(field), field.get("description", "")]

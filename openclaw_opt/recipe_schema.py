@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from openclaw_opt.data import Source, source_class, source_names
+from openclaw_opt.field_docs import described
 from openclaw_opt.metrics import Metric
 from openclaw_opt.parts import part_named, part_names
 from openclaw_opt.passes import Pass
-from openclaw_opt.recipe import RULE, Grammar
+from openclaw_opt.recipe_grammar import RULE, DataSection, Grammar, TargetChoice
 from openclaw_opt.targets import target_names
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -18,22 +19,26 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 def recipe_schema() -> dict[str, Any]:
     """Draft 2020-12; unknown keys are errors everywhere, as they are for `check`."""
-    top = Grammar.model_json_schema()
+    top = described(Grammar).model_json_schema()
+    required = top.pop("required")
     definitions: dict[str, Any] = dict(top.pop("$defs", {}))
+    for nested in (DataSection, TargetChoice):
+        definitions[nested.__name__] = described(nested).model_json_schema()
     properties = top["properties"]
     properties["passes"] |= {"items": _items("passes", Pass, definitions)}
     properties["metrics"] |= {"items": _items("metrics", Metric, definitions)}
     properties["budgets"] |= {"additionalProperties": {"type": "string", "pattern": f"^{RULE.pattern}$"}}
     sources = {"anyOf": [{"enum": list(source_names())}, *(_source(name, definitions) for name in source_names())]}
     for role in ("calibration", "evaluation"):
-        described = definitions["DataSection"]["properties"][role].get("description", "")
-        definitions["DataSection"]["properties"][role] = {**sources, "description": described}
+        meaning = definitions["DataSection"]["properties"][role].get("description", "")
+        definitions["DataSection"]["properties"][role] = {**sources, "description": meaning}
     definitions["TargetChoice"]["properties"]["name"] |= {"enum": target_names()}
     properties["target"] = {
         "anyOf": [{"enum": target_names()}, {"$ref": "#/$defs/TargetChoice"}],
         "description": properties["target"].get("description", ""),
     }
-    return {"$schema": DRAFT, **top, "title": "openclaw-opt recipe", "$defs": definitions}
+    whole = {"anyOf": [{"required": ["extends"]}, {"required": required}]}  # another recipe may bring the rest
+    return {"$schema": DRAFT, **top, **whole, "title": "openclaw-opt recipe", "$defs": definitions}
 
 
 def _items(folder: str, base: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def _named(word: str, cls: type[BaseModel], folder: str, definitions: dict[str, 
 
 def _source(word: str, definitions: dict[str, Any]) -> dict[str, Any]:
     cls: type[Source] = source_class(word)
-    schema = cls.model_json_schema()
+    schema = described(cls).model_json_schema()
     definitions.update(schema.pop("$defs", {}))
     schema["properties"] = {"source": {"const": word}, **schema["properties"]}
     schema["required"] = ["source", *schema.get("required", [])]
@@ -60,7 +65,7 @@ def _source(word: str, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _define(name: str, cls: type[BaseModel], definitions: dict[str, Any]) -> dict[str, Any]:
-    schema = cls.model_json_schema()
+    schema = described(cls).model_json_schema()
     definitions.update(schema.pop("$defs", {}))
     definitions[name] = schema
     return {"$ref": f"#/$defs/{name}"}

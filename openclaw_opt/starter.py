@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from openclaw_opt.checkpoint import list_checkpoint
-from openclaw_opt.models.spec import spec_from_config
+from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.recipe import resolve_model
 from openclaw_opt.targets import Target, formats_of, target_named
 

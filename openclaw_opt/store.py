@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from openclaw_opt.errors import MachineError
 
 DONE = "done.json"
@@ -84,6 +82,8 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove work folders whose process is gone (`kill -9`, power cut)."""
+        import psutil
+
         for folder in self.root.glob(f"{WORK}*"):
             pid = int(folder.name.removeprefix(WORK).split("-")[0])
             if not psutil.pid_exists(pid):

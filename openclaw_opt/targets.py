@@ -8,6 +8,7 @@ do not predict. `hourly_usd` is an on-demand cloud price of one card; it is a de
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -100,6 +101,8 @@ _ROWS = (
 
 TARGETS: dict[str, Target] = {row.name: row for row in _ROWS}
 HOST = "host"
+DRIVER_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""What NVIDIA's driver makes on Linux, and under Windows' Linux subsystem."""
 
 
 def target_names() -> list[str]:
@@ -120,6 +123,8 @@ def host() -> Target:
 
 
 def _gpu_host() -> Target | None:
+    if sys.platform == "linux" and not any(Path(device).exists() for device in DRIVER_DEVICES):
+        return None  # no driver is loaded, so NVML need not be asked
     import pynvml
 
     try:

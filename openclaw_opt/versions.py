@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from functools import cache
 
 DISTRIBUTIONS = (
@@ -14,6 +13,8 @@ DISTRIBUTIONS = (
 @cache
 def version_of(distribution: str) -> str:
     """Installed version, or `not installed`."""
+    import importlib.metadata  # takes longer than all of `check` may
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

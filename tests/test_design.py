@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from openclaw_opt.artifacts import Checkpoint, Engine, Graph, Model
 from openclaw_opt.backends.trt_log import WANTED
 from openclaw_opt.data import Source, source_class, source_names
+from openclaw_opt.field_docs import described
 from openclaw_opt.formats import FORMATS, Format
 from openclaw_opt.metrics import Metric
 from openclaw_opt.parts import part_named, part_names
@@ -46,12 +47,8 @@ HEAVY = (
 LONGEST = 400
 MARKS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|\bNotImplementedError\b")
 
-KNOWN = {
-    "openclaw_opt/backends/ort_caches.py: NotImplementedError": "abstract methods of the caches; @abstractmethod would do",
-    "openclaw_opt/data/__init__.py: NotImplementedError": "Source.identities is abstract",
-    "openclaw_opt/recipe.py: too long": "the reader's class belongs into a file of its own",
-}
-KNOWN_CYCLES = [{"models.config", "models.families", "models.spec"}]
+KNOWN: dict[str, str] = {}
+KNOWN_CYCLES: list[set[str]] = []
 
 
 def name_of(file: Path) -> str:
@@ -229,20 +226,9 @@ def test_a_part_states_what_its_base_wants(folder: str, word: str, base: type[An
         assert cls.run is not Pass.run
 
 
-UNDOCUMENTED = "Source lacks use_attribute_docstrings, and `split` a docstring: openclaw_opt/data/__init__.py"
-
-
-@pytest.mark.parametrize(
-    ("folder", "word", "base", "cls"),
-    [
-        pytest.param(*p.values, id=p.id, marks=[pytest.mark.xfail(strict=True, reason=UNDOCUMENTED)])
-        if p.values[0] == "data" and not source_class(p.values[1]).model_config.get("use_attribute_docstrings")
-        else p
-        for p in parts()
-    ],
-)
+@pytest.mark.parametrize(("folder", "word", "base", "cls"), parts())
 def test_every_option_says_what_it_means(folder: str, word: str, base: type[Any], cls: type[BaseModel]) -> None:
-    assert [name for name, field in cls.model_fields.items() if not (field.description or "").strip()] == []
+    assert [name for name, field in described(cls).model_fields.items() if not (field.description or "").strip()] == []
 
 
 @pytest.mark.parametrize(("folder", "word", "base", "cls"), parts())

@@ -24,12 +24,13 @@ from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.emit import TYPES, Writer, describe
 from openclaw_opt.models.emit_linear import emit_linear
 from openclaw_opt.models.export import export_graph
+from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.linear import QuantConv2d, QuantLinear, QuantParts, replace_layer
 from openclaw_opt.models.load import load_model
 from openclaw_opt.models.parity import check_parity
 from openclaw_opt.models.reference import open_reference
 from openclaw_opt.models.rope import rotation, tables
-from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts, RopeSpec, read_facts, spec_from_config
+from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts, RopeSpec, read_facts
 from openclaw_opt.models.store import open_model, save_model
 from openclaw_opt.numerics.microscaling import global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.quantization import block_amax, channel_amax, quantize, quantize_blocks, scale_of

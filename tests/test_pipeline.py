@@ -16,10 +16,11 @@ import pytest
 from openclaw_opt.artifacts import Model
 from openclaw_opt.cli.progress import Silent
 from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
+from openclaw_opt.judge import spender
 from openclaw_opt.passes import Done, Work
 from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.pipeline import build
-from openclaw_opt.publish import locked
+from openclaw_opt.publish import locked, prepare
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.report import read_report
@@ -114,8 +115,38 @@ def test_a_missed_budget_ends_with_4_and_names_the_pass(write_recipe: Write, cac
     report, _ = run(write_recipe((">= 0.5", ">= 1.5")), cache, tmp_path / "out")
     assert report.exit_code == 4
     assert report.verdict == "budget missed"
-    assert report.budgets[0].spent_by == "quantize"
     assert "failure" in (tmp_path / "out" / "junit.xml").read_text()
+
+
+def test_the_spender_is_the_pass_after_which_the_metric_fell_most(
+    write_recipe: Write, cache: Path, tmp_path: Path
+) -> None:
+    report, _ = run(write_recipe(), cache, tmp_path / "out")
+    row = next(m for m in report.passes[1].accuracy if m.name == "perplexity.recovery")
+    steps = [
+        record.model_copy(update={"accuracy": (row.model_copy(update={"value": value}),)})
+        for record, value in zip(report.passes, (1.0, 0.99, 0.95, 0.949, 0.949), strict=True)
+    ]
+    assert spender("perplexity.recovery", steps) == "export"
+    assert spender("perplexity.recovery", steps[:1]) == ""
+    assert spender("size_mib", steps) == ""
+
+
+def test_changed_evaluation_data_renews_the_waterfall(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    file = write_recipe()
+    first, _ = run(file, cache, tmp_path / "out")
+    second, hooks = run(file, cache, tmp_path / "out", "data.evaluation.samples=3")
+    assert hooks.redone() == {}, "no pass depends on evaluation data"
+    samples = [[m.samples for m in report.passes[1].accuracy if m.name == "perplexity"] for report in (first, second)]
+    assert samples == [[4], [3]]
+
+
+def test_a_build_killed_between_its_renames_is_put_back(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(write_recipe(), cache, out)
+    out.rename(tmp_path / ".out.old")
+    prepare(out)
+    assert (out / "report.json").is_file()
 
 
 def test_a_budget_that_cannot_be_decided(write_recipe: Write, cache: Path, tmp_path: Path) -> None:

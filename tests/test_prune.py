@@ -15,8 +15,9 @@ from openclaw_opt.errors import RecipeError, VerificationError
 from openclaw_opt.models import pruning
 from openclaw_opt.models.calibrate import Calibration, decoder_calibration
 from openclaw_opt.models.decoder import Decoder
+from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.load import load_model
-from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts, read_facts, spec_from_config, write_facts
+from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts, read_facts, write_facts
 from openclaw_opt.models.store import open_model
 from openclaw_opt.passes import Done, View, Work
 from openclaw_opt.passes.prune import Prune, remaining

@@ -16,10 +16,11 @@ from openclaw_opt.errors import RecipeError, VerificationError
 from openclaw_opt.models import calibrate, folding, modelopt
 from openclaw_opt.models.calibrate import Calibration, decoder_calibration
 from openclaw_opt.models.decoder import Decoder
+from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear
 from openclaw_opt.models.load import load_model
 from openclaw_opt.models.modelopt import Scheme
-from openclaw_opt.models.spec import LayerSpec, read_facts, spec_from_config
+from openclaw_opt.models.spec import LayerSpec, read_facts
 from openclaw_opt.models.store import open_model
 from openclaw_opt.passes import Done, View, Work
 from openclaw_opt.passes.prune import Prune

@@ -59,7 +59,13 @@ def digits_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ResNet of two stages that has learned the digits."""
     torch.manual_seed(0)
     config = transformers.ResNetConfig(
-        num_channels=1, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", num_labels=10, image_size=8
+        num_channels=1,
+        embedding_size=16,
+        hidden_sizes=[16, 32],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=10,
+        image_size=8,
     )
     model = transformers.ResNetForImageClassification(config)
     _train(model, _images("train", 1200))

@@ -25,9 +25,9 @@ def open_engine(engine: Engine) -> DecoderSession | GenericSession:
     why = cannot_run(engine.facts)
     if why:
         raise MachineError(f"the engine cannot run here: {why}", where=str(engine.folder))
-    from openclaw_opt.backends import onnxruntime
+    from openclaw_opt.backends.onnxruntime import open_engine as open_onnxruntime
 
-    return onnxruntime.open_engine(engine)
+    return open_onnxruntime(engine)
 
 
 def open_session(artifact: Artifact | Checkpoint) -> DecoderSession | GenericSession:

@@ -9,6 +9,8 @@ Decoder caches never leave the runtime: they are OrtValues that a step's outputs
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ ELEMENT = {
 }
 
 
-class Cache:
+class Cache(ABC):
     """Where a decoder's keys and values live between steps."""
 
     def __init__(self, facts: GraphFacts, device: str) -> None:
@@ -43,9 +45,9 @@ class Cache:
         shapes = [(batch, kv.kv_heads, tokens, kv.head_dim) for kv in self._facts.kv for _ in ("key", "value")]
         return [_zeros(shape, self._facts.dtype, self._device) for shape in shapes]
 
+    @abstractmethod
     def start(self, batch: int, capacity: int) -> None:
         """Empty, for `batch` sequences that grow to `capacity` tokens."""
-        raise NotImplementedError
 
     def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
         """Right-padded prompts as this cache wants them: ids, attention mask, positions, and the column of each last token."""
@@ -53,15 +55,17 @@ class Cache:
         mask = (columns < lengths[:, None]).astype(np.int64)
         return ids, mask, np.broadcast_to(columns, ids.shape), lengths - 1
 
+    @abstractmethod
     def bind(self, binding: Any) -> None:
-        raise NotImplementedError
+        """Give this step's caches to the runtime."""
 
+    @abstractmethod
     def keep(self, outputs: list[Any]) -> None:
         """The step's present caches, in the order of `names("present")`."""
 
+    @abstractmethod
     def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
         """The attention mask of the next step, from the last one and the tokens each sequence has had."""
-        raise NotImplementedError
 
 
 class GrowingCache(Cache):
@@ -136,7 +140,11 @@ class StaticCache(SharedCache):
         self._values, self._other = self._other, self._values
 
 
-CACHES: dict[str, type[Cache]] = {"portable": GrowingCache, "onnxruntime": SharedCache, "tensorrt": StaticCache}
+CACHES: dict[str, Callable[[GraphFacts, str], Cache]] = {
+    "portable": GrowingCache,
+    "onnxruntime": SharedCache,
+    "tensorrt": StaticCache,
+}
 
 
 def _zeros(shape: tuple[int, ...], dtype: FloatType, device: str) -> Any:

@@ -183,7 +183,7 @@ class _Build:
             raise MachineError(
                 f"the build was stopped at its time limit of {self.options.timeout_s} s",
                 where=str(self.log),
-                fix="raise `timeout_s`, or narrow the shape ranges",
+                fix="raise `build: {timeout_minutes: …}`, or narrow the shape ranges",
             ) from None
 
     def _failure(self, last: dict[str, Any], code: int) -> Exception:
@@ -245,7 +245,7 @@ def _require_realised(receipt: tuple[ReceiptRow, ...], log: Path) -> None:
     raise VerificationError(
         f"{missed[0].asked} was asked for and is not realised in {len(layers)} layers: {shown}; {missed[0].layer}: {missed[0].why}",
         where=str(log),
-        fix="keep these layers in half precision (`keep:`), choose another format, or allow it with `require_realised: false`",
+        fix="keep these layers in half precision (`keep:`), choose another format, or allow it with `build: {require: any}`",
     )
 
 

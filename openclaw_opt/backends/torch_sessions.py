@@ -16,9 +16,10 @@ from torch import Tensor
 from openclaw_opt.artifacts import Checkpoint, Model
 from openclaw_opt.backends import DecoderSession, GenericSession
 from openclaw_opt.models.decoder import Decoder
+from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.hf import Classifier, Encoder
 from openclaw_opt.models.reference import open_reference
-from openclaw_opt.models.spec import DecoderSpec, spec_from_config
+from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.models.store import open_model
 
 if TYPE_CHECKING:

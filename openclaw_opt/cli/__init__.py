@@ -8,8 +8,6 @@ import typer
 
 from openclaw_opt.cli import build, check, doctor, init, listing, report, schema
 
-INTERRUPTED = 130
-
 app = typer.Typer(
     name="openclaw-opt",
     help="A compiler for models: a recipe turns a checkpoint into a verified engine and a report.",
@@ -48,12 +46,14 @@ def _options(
 def main() -> None:
     """Run a verb. An OptError is a message and its exit code; anything else is a bug and keeps its traceback."""
     from openclaw_opt.errors import OptError
+    from openclaw_opt.interrupts import Interrupted, install
 
+    install()
     try:
         app()
     except OptError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; whole passes are kept, run the same command to go on", err=True)
-        sys.exit(INTERRUPTED)
+    except Interrupted as end:
+        typer.echo(f"interrupted by {end}; whole passes are kept, run the same command to go on", err=True)
+        sys.exit(end.exit_code)

@@ -53,7 +53,7 @@ class Images:
 class Source(BaseModel):
     """What a recipe's `data:` entry says. Subclasses set `splits` and implement `identities` and `documents`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     kind: ClassVar[Kind] = "text"
     splits: ClassVar[tuple[str, ...]] = ()
@@ -62,6 +62,7 @@ class Source(BaseModel):
     """Module to the distribution that pip installs it from; what must be there beyond our own dependencies."""
 
     split: str
+    """Which part of the source; which words are legal depends on it."""
     samples: int = Field(default=64, gt=0, strict=True)
     """How many sequences, sentences or images."""
     length: int = Field(default=256, gt=0, strict=True)
@@ -104,7 +105,7 @@ class Source(BaseModel):
 
     def identities(self) -> frozenset[str]:
         """What the split holds, as strings that two sources share exactly when they share data."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} says no identities")
 
     def content_hash(self) -> str:
         """sha256 (hex) of what the split holds now. Cheaper than tokenizing it; the cache's key."""

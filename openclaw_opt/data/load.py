@@ -164,7 +164,9 @@ def _check_tokenizer(raw: bytes, file: Path) -> None:
             f"not a tokenizer that the library `tokenizers` reads: {type(error).__name__}: {error}", where=str(file)
         ) from error
     if kind not in TOKENIZER_KINDS:
-        raise RecipeError(f"tokenizer model {kind!r} is not known", where=str(file), fix=nearest(str(kind), TOKENIZER_KINDS))
+        raise RecipeError(
+            f"tokenizer model {kind!r} is not known", where=str(file), fix=nearest(str(kind), TOKENIZER_KINDS)
+        )
 
 
 def _key(kind: str, source: Source, tokenizer: str) -> str:

@@ -34,7 +34,7 @@ class Number(NamedTuple):
 class Metric(BaseModel):
     """Options as fields; unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     summary: ClassVar[str]
     """One line for `openclaw-opt list metrics`."""

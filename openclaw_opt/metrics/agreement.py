@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
@@ -47,6 +45,8 @@ class Agreement(Metric):
 
 def agreement_rows(scores: tuple[SequenceScore, ...], *, subject: str = "engine", note: str = "") -> list[Measurement]:
     """Both numbers from scored sequences. Pure."""
+    import numpy as np
+
     from openclaw_opt.numerics.stats import ratio_of_sums
 
     tokens = np.array([score.tokens for score in scores], np.float64)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
@@ -52,6 +50,8 @@ class Classification(Metric):
 
 def classification_rows(reference: Floats, ours: Floats, labels: Ids, *, subject: str = "engine") -> list[Measurement]:
     """The three numbers, and the reference's accuracy, from logits [samples, classes] twice and labels [samples]. Pure."""
+    import numpy as np
+
     from openclaw_opt.numerics.stats import ratio_of_sums
 
     theirs, mine = reference.argmax(-1), ours.argmax(-1)

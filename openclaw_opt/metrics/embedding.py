@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
@@ -50,6 +48,8 @@ class Embedding(Metric):
 
 def embedding_rows(reference: Floats, ours: Floats, *, subject: str = "engine", note: str = "") -> list[Measurement]:
     """The three numbers from [texts, features] twice. Pure."""
+    import numpy as np
+
     from openclaw_opt.numerics.divergence import cosine, nearest_neighbours
     from openclaw_opt.numerics.stats import Estimate, ratio_of_sums
 

@@ -21,6 +21,7 @@ measuring is part of every note, and above the number of cores the ratio is not 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,7 +29,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from openclaw_opt.artifacts import Measurement
@@ -83,7 +83,7 @@ class Times:
     def add(self, first: float, later: list[float]) -> None:
         self.first.append(first)
         self.later += later
-        self.per_round.append(float(np.mean(later[:PAIRED_TOKENS])) if later else first)
+        self.per_round.append(statistics.fmean(later[:PAIRED_TOKENS]) if later else first)
         self.whole.append(first + sum(later))
 
 
@@ -137,6 +137,8 @@ class Latency(Metric):
         return rows + [self.unmeasured(name, why) for name in names]
 
     def _round(self, stack: ExitStack, opener: Opener, facts: GraphFacts, tokens: int) -> Round:
+        import numpy as np
+
         from openclaw_opt.backends import DecoderSession, GenericSession
         from openclaw_opt.metrics.workload import sample_feed, sample_prompt
 

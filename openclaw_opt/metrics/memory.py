@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.metrics import Metric, Number
 
@@ -38,11 +40,11 @@ class Memory(Metric):
         Number("memory.engine_mib", "MiB", "lower", "the same, less what the runtime's own code takes"),
     )
 
-    prompt: int = 128
+    prompt: int = Field(128, gt=0)
     """Tokens of the prompt, or of the text of an encoder."""
-    new_tokens: int = 16
+    new_tokens: int = Field(16, gt=0)
     """Tokens decoded after it."""
-    timeout_s: float = 300.0
+    timeout_s: float = Field(300.0, gt=0)
     """Seconds after which the run is given up."""
 
     def measure(self, subject: Subject) -> list[Measurement]:

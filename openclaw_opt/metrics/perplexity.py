@@ -13,8 +13,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
@@ -57,6 +55,8 @@ def perplexity_rows(
     scores: tuple[SequenceScore, ...], text_bytes: int, *, subject: str = "engine", note: str = ""
 ) -> list[Measurement]:
     """The four numbers, and the reference's own two, from scored sequences. Pure."""
+    import numpy as np
+
     from openclaw_opt.numerics.divergence import LN2
     from openclaw_opt.numerics.stats import ratio_of_sums
 

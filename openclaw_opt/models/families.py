@@ -271,6 +271,15 @@ def find_family(config: Mapping[str, Any]) -> Family:
     return rows[architecture]
 
 
+def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec | HfSpec:
+    """The spec of a Hugging Face config.json.
+
+    Raises:
+        RecipeError: the architecture, a rope type, an activation or another trait is not supported; it is named.
+    """
+    return find_family(config).read(config)
+
+
 def decoder_family(spec: DecoderSpec) -> DecoderFamily:
     """The row that `spec` was read with."""
     return next(row for row in DECODERS if row.name == spec.family)

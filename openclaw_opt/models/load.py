@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from openclaw_opt.artifacts import Checkpoint, FloatType, Model
-from openclaw_opt.models.spec import DecoderSpec, ModelFacts, spec_from_config
+from openclaw_opt.models.families import spec_from_config
+from openclaw_opt.models.spec import DecoderSpec, ModelFacts
 from openclaw_opt.models.store import DTYPES, save_model
 from openclaw_opt.models.weights import decoder_from_checkpoint
 

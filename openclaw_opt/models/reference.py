@@ -9,9 +9,10 @@ import transformers
 from torch import Tensor
 
 from openclaw_opt.artifacts import Checkpoint
+from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.hf import Classifier, Encoder, load_hf
 from openclaw_opt.models.quiet import quiet
-from openclaw_opt.models.spec import DecoderSpec, spec_from_config
+from openclaw_opt.models.spec import DecoderSpec
 
 Reference = Callable[..., Tensor]
 

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -151,14 +150,3 @@ def write_facts(model: Model, facts: ModelFacts) -> None:
     """Write `model.folder/model.json`."""
     text = json.dumps(facts.model_dump(mode="json"), indent=1)
     (model.folder / model.facts_file).write_text(text + "\n")
-
-
-def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec | HfSpec:
-    """The spec of a Hugging Face config.json.
-
-    Raises:
-        RecipeError: the architecture, a rope type, an activation or another trait is not supported; it is named.
-    """
-    from openclaw_opt.models.families import find_family
-
-    return find_family(config).read(config)

@@ -19,8 +19,8 @@ from openclaw_opt.checkpoint import expect, readable
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.config import DecoderFamily
 from openclaw_opt.models.decoder import Decoder
-from openclaw_opt.models.families import decoder_family
-from openclaw_opt.models.spec import DecoderSpec, spec_from_config
+from openclaw_opt.models.families import decoder_family, spec_from_config
+from openclaw_opt.models.spec import DecoderSpec
 
 NO_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
 """Buffers that older checkpoints carry; the decoder computes them itself."""

@@ -85,7 +85,7 @@ class Done(Generic[Made]):
 class Pass(BaseModel):
     """Options as fields; unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     kind: ClassVar[Kind]
     """`exact`: outputs agree with those before within `tolerance`. `lossy`: the loss is measured."""

@@ -106,9 +106,9 @@ class Build(Pass):
         """Build where this machine can; else keep the graph and say how to finish it."""
         strict = self.require == "realised"
         if backend == "onnxruntime":
-            from openclaw_opt.backends import onnxruntime
+            from openclaw_opt.backends.onnxruntime import build
 
-            return onnxruntime.build(source, target, folder, progress, require_realised=strict)
+            return build(source, target, folder, progress, require_realised=strict)
         from openclaw_opt.backends import tensorrt
 
         obstacle = tensorrt.cannot_build(target)
