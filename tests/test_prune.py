@@ -206,8 +206,8 @@ def test_every_family_is_cut_and_opens_again(family: str, tmp_path: Path, monkey
     pruned = open_model(done.artifact)
     assert isinstance(pruned, Decoder)
     assert torch.isfinite(pruned(*data(256).batches[0])[0]).all()
-    assert done.details["parameters_after"] == pruning.parameters_of(pruned)
-    assert done.count == done.details["parameters_before"] - done.details["parameters_after"] > 0
+    assert done.details["parameters"] == pruning.parameters_of(pruned)
+    assert done.count == done.details["parameters_before"] - done.details["parameters"] > 0
     assert done.details["proof"]["largest_difference"] < 1e-5
     assert done.changed in read_facts(done.artifact).notes
     assert len(done.details["removed_layers"]) == 1

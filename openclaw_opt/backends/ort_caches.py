@@ -114,6 +114,9 @@ class SharedCache(Cache):
     def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
         return np.asarray(np.arange(lengths.max() + 1) <= lengths[:, None], np.int64)
 
+    def keep(self, outputs: list[Any]) -> None:
+        """Nothing to hand over: present was written where past lies."""
+
 
 class StaticCache(SharedCache):
     """tensorrt: `context` slots a sequence; two sets of buffers, because TensorScatter outside TensorRT copies."""

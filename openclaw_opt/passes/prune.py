@@ -136,8 +136,8 @@ class Prune(Pass):
         sentence = f"{_changes(spec, made.decoder.spec)}; {share}"
         noted = facts.model_copy(update={"notes": (*facts.notes, sentence), "decoder": made.decoder.spec})
         details = {
+            "parameters": after,
             "parameters_before": before,
-            "parameters_after": after,
             "widths": _widths(spec, made),
             "removed_layers": [i for i in range(len(spec.layers)) if i not in made.cuts],
             "block_importance": made.block_importance,
