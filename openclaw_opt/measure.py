@@ -13,7 +13,7 @@ from openclaw_opt.targets import cpu_title, host
 from openclaw_opt.versions import versions
 
 if TYPE_CHECKING:
-    from openclaw_opt.pipeline import Hooks
+    from openclaw_opt.hooks import Hooks
 
 
 def measure(

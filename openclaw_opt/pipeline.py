@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from openclaw_opt import interrupts
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model
 from openclaw_opt.backends.engines import cannot_run
 from openclaw_opt.errors import MachineError, OptError, VerificationError
+from openclaw_opt.hooks import Hooks
 from openclaw_opt.judge import judge
 from openclaw_opt.measure import measure, with_latency
 from openclaw_opt.memory import Peak, peak_memory
@@ -32,15 +33,6 @@ from openclaw_opt.store import Store, digest, tree_size
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
 WEIGHTS = (".safetensors", ".onnx", ".data", ".plan")
-
-
-class Hooks(Protocol):
-    """How a build tells what it does. The terminal implements it; tests record it."""
-
-    def started(self, title: str, position: int, total: int) -> None: ...
-    def progress(self, fraction: float, text: str) -> None: ...
-    def finished(self, record: PassRecord) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from openclaw_opt.store import Store
 from openclaw_opt.versions import versions
 
 if TYPE_CHECKING:
+    from openclaw_opt.hooks import Hooks
     from openclaw_opt.passes.build import Build
-    from openclaw_opt.pipeline import Hooks
 
 GRAPH = "graph"
 

@@ -8,10 +8,16 @@ Three session options decide whether the numbers are right, and are set here for
     * `session.qdq_matmulnbits_accuracy_level=0`. A dequantized int4 weight before a MatMul becomes MatMulNBits on load, by
       default with activations rounded to int8, which no such graph says. A lowered graph's own level is not touched.
     * A graph with float8 runs at ORT_ENABLE_BASIC: the extended fusions take float8 Q/DQ for int8 and are wrong.
+
+ONNX Runtime has no kernels for FP4: such a graph is opened as its exact twin (`graph.emulate_fp4`), in a temporary folder that
+goes with the session.
 """
 
 from __future__ import annotations
 
+import tempfile
+import weakref
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +29,7 @@ from openclaw_opt.artifacts import Graph, GraphFacts
 from openclaw_opt.backends import DecoderSession, GenericSession
 from openclaw_opt.backends.ort_caches import CACHES, Cache
 from openclaw_opt.errors import MachineError, RecipeError
+from openclaw_opt.graph.emulate_fp4 import emulate, has_fp4
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -66,8 +73,20 @@ def open_runtime(
 ) -> ort.InferenceSession:
     """The graph in ONNX Runtime. Raises MachineError where it has no kernel for it or cannot get the memory."""
     chosen = options or session_options(graph)
+    if not has_fp4(graph.facts):
+        return _opened(graph, graph.onnx, device, chosen)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openclaw-opt-fp4-")))
+        session = _opened(graph, emulate(graph, folder).onnx, device, chosen)
+        # The runtime may map the weights' file for as long as the session is there.
+        weakref.finalize(session, stack.pop_all().close)
+        return session
+
+
+def _opened(graph: Graph, path: Path, device: str, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session on `path`, which holds the graph or its twin."""
     try:
-        session = ort.InferenceSession(str(graph.onnx), chosen, providers=providers(device))
+        session = ort.InferenceSession(str(path), options, providers=providers(device))
     except ort_errors() as error:
         raise MachineError(
             f"ONNX Runtime {ort.__version__} cannot open the graph: {error}", where=str(graph.onnx)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from openclaw_opt.pipeline import Hooks
+    from openclaw_opt.hooks import Hooks
     from openclaw_opt.records import PassRecord
 
 EVERY_S = 30.0

@@ -148,7 +148,9 @@ def _nvfp4_input(writer: Writer, x: ir.Value, name: str, module: QuantLayer, ran
     scale = writer.op("Cast", [size], scope, to=ir.DataType.FLOAT8E4M3FN)
     scale = _cast(writer, writer.op("DequantizeLinear", [scale, step], f"{scope}_scale"), f"{scope}_scale")
     fp4 = ir.DataType.FLOAT4E2M1
-    low = writer.op("QuantizeLinear", [x, scale], scope, axis=-1, block_size=block, output_dtype=fp4)
+    # Half precision would divide in half precision, and turn some roundings over; kernels divide in float32, as torch does here.
+    wide = None if writer.dtype == torch.float32 else ir.DataType.FLOAT
+    low = writer.op("QuantizeLinear", [x, scale], scope, axis=-1, block_size=block, output_dtype=fp4, precision=wide)
     return writer.op("DequantizeLinear", [low, scale], scope, axis=-1, block_size=block)
 
 
