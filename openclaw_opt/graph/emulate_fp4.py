@@ -209,5 +209,6 @@ def _op(model: ir.Model, kind: str, inputs: list[ir.Value], name: str) -> ir.Val
 
 def _unknown(node: ir.Node, why: str) -> MachineError:
     return MachineError(
-        f"ONNX Runtime has no kernel for FP4, and the node cannot be emulated: {why}", where=f"{node.name} ({node.op_type})"
+        f"ONNX Runtime has no kernel for FP4, and the node cannot be emulated: {why}",
+        where=f"{node.name} ({node.op_type})",
     )
