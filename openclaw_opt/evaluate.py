@@ -58,13 +58,22 @@ def _accuracy(artifact: Artifact, graph: Graph | None, facts: EngineFacts | None
     if isinstance(artifact, Model):
         return Opener(lambda: open_session(artifact), MODEL_IN_TORCH)
     if facts is None:
-        return Opener(lambda: open_session(artifact), "graph on ONNX Runtime CPU")
+        assert isinstance(artifact, Graph)
+        return Opener(lambda: open_session(artifact), "graph on ONNX Runtime CPU", note=_emulated(artifact.facts))
     why = cannot_run(facts)
     if not why:
         return Opener(lambda: open_session(artifact), "engine")
     if graph is None:
         return Opener(None, "engine", why)
-    return Opener(lambda: open_session(graph), GRAPH_ON_CPU, note=f"engine not run: {why}")
+    notes = (f"engine not run: {why}", _emulated(graph.facts))
+    return Opener(lambda: open_session(graph), GRAPH_ON_CPU, note="; ".join(note for note in notes if note))
+
+
+def _emulated(facts: GraphFacts) -> str:
+    """What a reader must know where ONNX Runtime runs the graph's twin."""
+    from openclaw_opt.graph.emulate_fp4 import NOTE, has_fp4
+
+    return NOTE if has_fp4(facts) else ""
 
 
 def _speed(artifact: Artifact, facts: EngineFacts | None) -> Opener:

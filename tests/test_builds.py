@@ -35,7 +35,13 @@ def run(recipe: str, cache: Path, out: Path, *more: str) -> subprocess.Completed
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-m", "openclaw_opt", "build", "--recipe", f"recipes/{recipe}.yaml", "-o", str(out)]
     return subprocess.run(
-        [*command, "--cache", str(cache), *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False
+        [*command, "--cache", str(cache), *more],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
     )
 
 

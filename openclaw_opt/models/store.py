@@ -5,10 +5,14 @@ Float weights are stored in one dtype, quantized layers as the buffers of `model
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -61,7 +65,7 @@ def save_model(module: nn.Module, facts: ModelFacts, folder: Path, assets_from: 
     changes: dict[str, object] = {"quant": quantized_layers(module), "dtype": float_type(module)}
     if isinstance(module, Decoder):
         changes["decoder"] = module.spec
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
+    _save({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
     write_facts(model, facts.model_copy(update=changes))
     return model
 
@@ -70,6 +74,18 @@ def float_type(module: nn.Module) -> FloatType:
     """The dtype of the float weights; of the first that there is."""
     dtype = next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
     return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    """Raises OSError where the library wraps one: a full disk is no fault of the weights."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        if "os error" not in str(error):
+            raise
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(file)) from error
 
 
 def _stored(module: nn.Module) -> dict[str, Tensor]:
