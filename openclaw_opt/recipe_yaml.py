@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from openclaw_opt.errors import OptError, RecipeError
+from openclaw_opt.errors import OptError, RecipeError, nearest
 
 Path_ = tuple[str | int, ...]
 EXTENDS = "extends"
@@ -63,7 +63,7 @@ def _parse(path: Path) -> Located:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise RecipeError("no such recipe", where=str(path), fix=f"legal: {', '.join(near)}" if near else "") from None
+        raise RecipeError("no such recipe", where=str(path), fix=nearest(str(path), near) if near else "") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read: {error}", where=str(path)) from error
     except yaml.YAMLError as error:

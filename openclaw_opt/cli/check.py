@@ -18,7 +18,10 @@ def check(
         bool, typer.Option("--resolved", help="Print the recipe with every default filled in.")
     ] = False,
 ) -> None:
-    """Find every mistake of a recipe without doing any work: grammar, order of passes, legality on the target, data overlap."""
+    """Find every mistake of a recipe, before any work.
+
+    Grammar, order of passes, legality on the target, checkpoint headers, data overlap.
+    """
     from openclaw_opt.plan import check_recipe
     from openclaw_opt.recipe import load_recipe, resolved_yaml
 

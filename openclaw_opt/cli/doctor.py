@@ -6,7 +6,10 @@ import typer
 
 
 def doctor() -> None:
-    """Say what is installed, which targets this machine can build for, and what to install for the others."""
+    """Say what this machine can build for, and what is missing.
+
+    Versions of what is installed, and for each target whether its engine can be built here.
+    """
     from openclaw_opt.backends.tensorrt import cannot_build
     from openclaw_opt.judge import this_machine
     from openclaw_opt.targets import TARGETS

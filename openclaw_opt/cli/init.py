@@ -13,7 +13,10 @@ def init(
     target: Annotated[str, typer.Option(help="A row of `openclaw-opt list targets`.")] = "host",
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a recipe for a checkpoint and a target: the fastest format the target has, with budgets to edit."""
+    """Write a first recipe for a checkpoint and a target.
+
+    With the fastest format the target has, and a budget to edit.
+    """
     from openclaw_opt.errors import RecipeError
     from openclaw_opt.starter import starter_recipe
 

@@ -13,7 +13,10 @@ def list_(
     what: Annotated[str | None, typer.Argument(help="passes, formats, targets, metrics, data or recipes.", show_default=False)] = None,
     folder: Annotated[Path, typer.Option(help="Where recipes are looked for.")] = Path("recipes"),
 ) -> None:  # fmt: skip
-    """List the words of a recipe: passes, formats, targets, metrics, data sources, and the recipes at hand."""
+    """List what a recipe can name.
+
+    Passes, formats, targets, metrics, data sources, and the recipes at hand.
+    """
     from openclaw_opt.errors import RecipeError, nearest
 
     tables: dict[str, Callable[[], list[tuple[str, ...]]]] = {
