@@ -207,9 +207,9 @@ def test_a_scale_that_half_precision_lacks_is_refused() -> None:
 
 def test_casting_a_model_leaves_quantized_numbers_alone() -> None:
     layer = QuantLinear(parts_of(torch.randn(8, 32), "fp8"))
-    before = {name: value.clone() for name, value in layer.named_buffers()}
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
     nn.Sequential(layer).half()
-    assert all(value.dtype == before[name].dtype for name, value in layer.named_buffers())
+    assert all(value.dtype == before[name].dtype for name, value in layer.state_dict().items())
 
 
 def test_a_block_must_divide_the_inputs() -> None:
@@ -454,6 +454,27 @@ def test_encoders_and_vision_models(family: str, tmp_path: Path) -> None:
     assert {value.name for value in proto.graph.input} == set(graph.facts.batch_first_shapes)
     assert {node.domain for node in proto.graph.node} == {""}
     assert {entry.domain for entry in proto.opset_import} == {""}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_quantized_patch_embedding_runs_and_is_exported(dtype: Any, tmp_path: Path) -> None:
+    """ViT asks this very layer for its weight's dtype, in PyTorch and while it is traced."""
+    name = "model.vit.embeddings.patch_embeddings.projection"
+    checkpoint = open_tiny(write_checkpoint(tmp_path / "c", "vit"))
+    model, _, _ = load_model(checkpoint, tmp_path / "m")
+    module = open_model(model)
+    layer = module.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d)
+    replace_layer(module, name, QuantConv2d(parts_of(layer.weight, "int8_weight_only", bias=layer.bias), layer))
+    assert not any(key.endswith("projection.weight") for key in module.state_dict() if "patch" in key)
+    model = save_model(module, read_facts(model), tmp_path / "q", tmp_path / "c")
+    half = open_model(model).half()
+    assert half.get_submodule(name).weight.dtype == torch.float16
+    graph = export_graph(model, tmp_path / "g", dtype=dtype)
+    parity = check_parity(model, graph)
+    assert parity.relative < {"float32": CLOSE, "float16": 2e-2}[dtype], parity.cases
+    proto = onnx.load(str(graph.onnx), load_external_data=False)
+    assert f"{name}.weight_q" in {value.name for value in proto.graph.initializer}
 
 
 def _inputs(family: str) -> tuple[Tensor, ...]:

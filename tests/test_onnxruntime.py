@@ -33,7 +33,7 @@ from openclaw_opt.graph import fuse_matmul_nbits, fuse_unsigned_weights, ir_tool
 from openclaw_opt.graph.fuse_matmul_nbits import pack
 from openclaw_opt.graph.to_onnxruntime import EXACT, FAST, lower, with_accuracy_level
 from openclaw_opt.models.export import export_graph
-from openclaw_opt.models.linear import QuantLinear, QuantParts, replace_layer
+from openclaw_opt.models.linear import QuantConv2d, QuantLinear, QuantParts, replace_layer
 from openclaw_opt.models.load import load_model
 from openclaw_opt.models.spec import read_facts
 from openclaw_opt.models.store import open_model, save_model
@@ -169,7 +169,7 @@ def test_a_shorter_context_bounds_the_cache(made: Callable[[str], Made], tmp_pat
 # ---- quantized graphs
 
 
-def parts(weight: Any, kind: str) -> QuantParts:
+def parts(weight: Any, kind: str, bias: Any = None) -> QuantParts:
     """Round to nearest; int8 has static activations up to 12, which tiny layers stay within."""
     import torch
 
@@ -180,7 +180,12 @@ def parts(weight: Any, kind: str) -> QuantParts:
     scale = None if kind == "int8_weight_only" else scale_of(torch.tensor(12.0), "int8")
     codes = quantize(weight, amax, "int8")
     return QuantParts(
-        format=kind, kind="int8", weight_q=codes, weight_scale=scale_of(amax, "int8").squeeze(), input_scale=scale
+        format=kind,
+        kind="int8",
+        weight_q=codes,
+        weight_scale=scale_of(amax, "int8").squeeze(),
+        input_scale=scale,
+        bias=bias,
     )
 
 
@@ -459,6 +464,28 @@ def test_a_layer_that_runs_in_float_is_not_realised(int8_engine: Any, tmp_path: 
     rows = ort_receipt.receipt(graph.facts.quantized, ort_receipt.read_kernels(session.end_profiling()))
     assert {row.ok for row in rows} == {False}
     assert rows[0].realised == "float MatMul after DequantizeLinear"
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_every_layer_of_a_vision_model_runs_in_integers(family: str, tmp_path: Path) -> None:
+    """The classifier multiplies matrices, with a bias; ViT's first layer is a convolution."""
+    model, *_ = load_model(open_tiny(write_checkpoint(tmp_path / "c", family)), tmp_path / "m")
+    module = open_model(model)
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear):
+            replace_layer(module, name, QuantLinear(parts(layer.weight, "int8", layer.bias)))
+        elif isinstance(layer, nn.Conv2d):
+            replace_layer(module, name, QuantConv2d(parts(layer.weight, "int8", layer.bias), layer))
+    folded = save_model(module, read_facts(model), tmp_path / "q", tmp_path / "c")
+    portable = export_graph(folded, tmp_path / "g", dtype="float32")
+    lowered = lower(portable, tmp_path / "o")
+    assert [n.op_type for n in onnx.load(str(lowered.onnx)).graph.node if "classifier" in n.name].count("Sub") == 1
+    images = np.random.default_rng(1).standard_normal((3, *portable.facts.batch_first_shapes["pixel_values"][1:]))
+    ours, theirs = (open_graph(one).infer({"pixel_values": images})["logits"] for one in (lowered, portable))
+    assert apart(ours, theirs) < 0.02  # where a rounding turns over
+    rows = backend.build(lowered, target_named("host"), tmp_path / "e").facts.receipt
+    assert {row.ok for row in rows} == {True}
+    assert {"MatMulIntegerToFloat", "ConvInteger"} <= {row.realised for row in rows}
 
 
 def test_a_receipt_never_guesses() -> None:

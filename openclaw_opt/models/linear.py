@@ -11,6 +11,7 @@ Layout, torch orientation, N outputs and K inputs (buffers of the module, stored
     input_scale  float32 [], absent for weight-only. int8, fp8: the step. nvfp4: the global scale, absmax / (6 * 448).
     pre_scale    float32 [K], what the input is multiplied with before anything else (SmoothQuant, AWQ); may be absent.
     bias         float32 [N]; may be absent.
+    weight       empty, not stored; its dtype is that of activations. Hugging Face models ask a layer's weight for it.
 
 Scales are rounded to the activations' dtype before use, because the exported graph holds them in that dtype.
 """
@@ -86,6 +87,7 @@ class QuantParts:
 class QuantLayer(nn.Module):
     """The buffers of a quantized layer and their arithmetic."""
 
+    weight: Tensor
     weight_q: Tensor
     weight_scale: Tensor
     weight_global: Tensor | None
@@ -98,11 +100,13 @@ class QuantLayer(nn.Module):
         self.quant = parts.quant
         for name, value in _buffers(parts).items():
             self.register_buffer(name, value)
+        self.register_buffer("weight", torch.empty(0, device="cpu"), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
         """Follow `.to(device)`, and keep every dtype through `.half()` and the like: the numbers are the format."""
+        self.weight = fn(self.weight)
         for name, value in self._buffers.items():
-            if value is not None:
+            if value is not None and name != "weight":
                 self._buffers[name] = value.to(fn(value.new_empty(0)).device)
         return self
 
