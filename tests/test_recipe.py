@@ -97,6 +97,22 @@ def test_formats_the_target_lacks(write_recipe: Write) -> None:
     assert "10.0" in mistakes(write_recipe(nvfp4, ("target: host", "target: h100-sxm")))[0]
 
 
+def test_blocks_the_engine_refuses(write_recipe: Write) -> None:
+    change = ("{format: int8, algorithm: max}", "{format: int4, algorithm: rtn, block: 16}")
+    file = write_recipe(change, ("target: host", "target: rtx3060"))
+    assert mistakes(file) == ["8: quantize: TensorRT takes int4 in blocks of 32, 64, 128, not 16 | block: 32"]
+
+
+def test_model_and_target_on_the_command_line(write_recipe: Write, tiny_llama: Path) -> None:
+    file = write_recipe((str(tiny_llama), "./nowhere"))
+    made = load_recipe(file, model=str(tiny_llama), target="rtx4090")
+    check_recipe(made)
+    assert made.model == str(tiny_llama)
+    assert made.backend == "tensorrt"
+    with pytest.raises(RecipeError, match="unknown target 'rtx409'"):
+        load_recipe(file, model=str(tiny_llama), target="rtx409")
+
+
 def test_overlapping_data_is_refused_before_work(write_recipe: Write, corpora: dict[str, Path]) -> None:
     found = mistakes(write_recipe((str(corpora["evaluation"]), str(corpora["calibration"]))))
     assert "calibration and evaluation data overlap" in found[0]

@@ -86,10 +86,19 @@ class Quantize(Pass):
 
     def check(self, view: View) -> list[Complaint]:
         found = [*self._realised(view.target, view.backend), *self._options(view.spec.task), *self._data(view)]
-        found += self._architecture(view.spec)
+        found += [*self._architecture(view.spec), *self._parser(view.backend)]
         if any(earlier.word == "prune" for earlier in view.earlier):
             return found  # layers and sizes are not known yet; `run` looks at the real ones
         return [*found, *self._layers(linear_sizes(view.spec), view.spec.task)]
+
+    def _parser(self, backend: str) -> list[Complaint]:
+        from openclaw_opt.graph.trt_legality import INT4_BLOCKS
+
+        if backend != "tensorrt" or self.format != "int4" or self.block_size() in INT4_BLOCKS:
+            return []
+        near = min(INT4_BLOCKS, key=lambda size: abs(size - (self.block_size() or 0)))
+        legal = ", ".join(map(str, INT4_BLOCKS))
+        return [Complaint(f"TensorRT takes int4 in blocks of {legal}, not {self.block_size()}", "block", f"block: {near}")]
 
     def _realised(self, target: Target, backend: str) -> list[Complaint]:
         if target.realises(self.row, backend):
