@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from openclaw_opt.artifacts import Artifact, Engine, Graph, Measurement
@@ -22,15 +22,19 @@ def measure(
     """One row for every number of every metric; from the store if this machine has measured this artifact before."""
     if not plan.recipe.metrics:
         return ()
-    key = _key(plan, steps[-1])
-    stored = store.find(key)
     hooks.started("measure", len(steps) + 1, len(steps) + 1)
-    if stored is None:
-        rows = _measure(plan, steps, artifact, store, hooks)
-        with store.making() as folder:
-            store.keep(folder, key, {"kind": "measurements", "rows": [row.model_dump(mode="json") for row in rows]})
-        return rows
-    return tuple(Measurement.model_validate(row) for row in stored["rows"])
+    return remembered(store, _key(plan, steps[-1]), lambda: _measure(plan, steps, artifact, store, hooks))
+
+
+def remembered(store: Store, key: str, make: Callable[[], tuple[Measurement, ...]]) -> tuple[Measurement, ...]:
+    """Measurements from the store, or made and put there."""
+    stored = store.find(key)
+    if stored is not None:
+        return tuple(Measurement.model_validate(row) for row in stored["rows"])
+    rows = make()
+    with store.making() as folder:
+        store.keep(folder, key, {"kind": "measurements", "rows": [row.model_dump(mode="json") for row in rows]})
+    return rows
 
 
 def _key(plan: Plan, last: Step) -> str:

@@ -12,7 +12,7 @@ import errno
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from openclaw_opt.backends.engines import cannot_run
 from openclaw_opt.errors import MachineError, OptError, VerificationError
 from openclaw_opt.hooks import Hooks
 from openclaw_opt.judge import judge
-from openclaw_opt.measure import measure, with_latency
+from openclaw_opt.measure import measure, remembered, with_latency
 from openclaw_opt.memory import Peak, peak_memory
 from openclaw_opt.passes import PROOF, Done, Work
 from openclaw_opt.plan import Plan, Step, make_plan, output_folder, source_facts, steps_until, why_redone
@@ -35,16 +35,6 @@ KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": En
 WEIGHTS = (".safetensors", ".onnx", ".data", ".plan")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What the passes gave: the records, and the last artifact."""
-
-    records: tuple[PassRecord, ...]
-    artifact: Artifact
-    key: str
-    redone: bool
-
-
 def build(
     recipe: Recipe, *, store: Store, output: Path | None = None, until: str | None = None, hooks: Hooks
 ) -> Report:
@@ -55,13 +45,13 @@ def build(
         prepare(folder)
         plan = make_plan(recipe, store)
         steps = steps_until(plan, until)
-        outcome = run_steps(plan, steps, store, read_manifest(folder), hooks)
-        measurements = measure(plan, steps, outcome.artifact, store, hooks)
-        records = with_latency(outcome.records, measurements)
+        untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks)
+        measurements = measure(plan, steps, artifact, store, hooks)
+        records = with_latency(untimed, measurements)
         report = judge(
             plan,
             records,
-            outcome.artifact,
+            artifact,
             measurements,
             started=started.isoformat(timespec="seconds"),
             seconds=time.monotonic() - began,
@@ -69,27 +59,27 @@ def build(
             partial=until is not None and len(steps) < len(plan.steps),
             output=folder,
         )
-        publish(folder, report, outcome.artifact, Manifest.of(plan, steps, records, report))
+        publish(folder, report, artifact, Manifest.of(plan, steps, records, report))
     return report
 
 
-def run_steps(plan: Plan, steps: tuple[Step, ...], store: Store, last: Manifest | None, hooks: Hooks) -> Outcome:
-    """Run or fetch each step in turn."""
+def run_steps(
+    plan: Plan, steps: tuple[Step, ...], store: Store, last: Manifest | None, hooks: Hooks
+) -> tuple[list[PassRecord], Artifact]:
+    """Run or fetch each step in turn: their records, and the last artifact."""
     artifact: Artifact | Checkpoint = plan.checkpoint
     records: list[PassRecord] = []
-    redone = False
     for step in steps:
         hooks.started(step.part.word, step.index + 1, len(steps))
         found = _fetched(plan, step, store, hooks)
         if found is None:
-            redone = True
             why = why_redone(step, last.ingredients_of(step) if last else None)
             found = _run(plan, step, artifact, store, hooks, why)
         record, artifact = found
         records.append(record)
         hooks.finished(record)
     assert isinstance(artifact, Artifact)
-    return Outcome(tuple(records), artifact, steps[-1].key, redone)
+    return records, artifact
 
 
 def _fetched(plan: Plan, step: Step, store: Store, hooks: Hooks) -> tuple[PassRecord, Artifact] | None:
@@ -115,7 +105,7 @@ def _run(
         done = _done(step, source, _work(plan, folder, store, hooks))
         seconds = time.monotonic() - began
         hooks.progress(0.9, "verifying")
-        verification = _verified(plan, step, source, done, folder)
+        verification = _verified(plan, step, source, done)
         shutil.rmtree(folder / PROOF, ignore_errors=True)
         record = _record(step, done, verification, seconds=seconds, peak=peak, why=why)
         costs = part.kind == "lossy" or done.proof is not None
@@ -160,9 +150,7 @@ def _progress(hooks: Hooks, fraction: float, text: str) -> None:
     hooks.progress(fraction, text)
 
 
-def _verified(
-    plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[Any], folder: Path
-) -> Verification | None:
+def _verified(plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[Any]) -> Verification | None:
     from openclaw_opt import verify
 
     if step.part.kind == "lossy":
@@ -178,16 +166,14 @@ def _accuracy(plan: Plan, step: Step, artifact: Artifact, store: Store, hooks: H
     if plan.recipe.evaluation is None or not metrics:
         return ()
     key = digest({"accuracy": metrics, "of": step.key, "data": source_facts(plan.recipe.evaluation)})
-    stored = store.find(key)
-    if stored is None:
+
+    def made() -> tuple[Measurement, ...]:
         from openclaw_opt import evaluate
 
         hooks.progress(0.95, "measuring what it cost in accuracy")
-        rows = evaluate.accuracy_of(plan, artifact, store)
-        with store.making() as folder:
-            store.keep(folder, key, {"kind": "measurements", "rows": [row.model_dump(mode="json") for row in rows]})
-        return rows
-    return tuple(Measurement.model_validate(row) for row in stored["rows"])
+        return evaluate.accuracy_of(plan, artifact, store)
+
+    return remembered(store, key, made)
 
 
 def _record(

@@ -98,7 +98,9 @@ class Quantize(Pass):
             return []
         near = min(INT4_BLOCKS, key=lambda size: abs(size - (self.block_size() or 0)))
         legal = ", ".join(map(str, INT4_BLOCKS))
-        return [Complaint(f"TensorRT takes int4 in blocks of {legal}, not {self.block_size()}", "block", f"block: {near}")]
+        return [
+            Complaint(f"TensorRT takes int4 in blocks of {legal}, not {self.block_size()}", "block", f"block: {near}")
+        ]
 
     def _realised(self, target: Target, backend: str) -> list[Complaint]:
         if target.realises(self.row, backend):
