@@ -103,6 +103,11 @@ def test_blocks_the_engine_refuses(write_recipe: Write) -> None:
     assert mistakes(file) == ["8: quantize: TensorRT takes int4 in blocks of 32, 64, 128, not 16 | block: 32"]
 
 
+def test_bfloat16_is_refused_because_it_cannot_be_verified(write_recipe: Write) -> None:
+    file = write_recipe(("  - export\n", "  - export: {dtype: bfloat16}\n"), ("target: host", "target: rtx4090"))
+    assert "a bfloat16 graph cannot be verified" in mistakes(file)[0]
+
+
 def test_model_and_target_on_the_command_line(write_recipe: Write, tiny_llama: Path) -> None:
     file = write_recipe((str(tiny_llama), "./nowhere"))
     made = load_recipe(file, model=str(tiny_llama), target="rtx4090")

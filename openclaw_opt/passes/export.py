@@ -35,8 +35,14 @@ class Export(Pass):
                     fix="dtype: float32",
                 )
             ]
-        if dtype == "bfloat16" and view.target.is_gpu and view.target.compute < (8, 0):
-            return [Complaint(f"{view.target.title} has no bfloat16", option="dtype", fix="dtype: float16")]
+        if dtype == "bfloat16":
+            return [
+                Complaint(
+                    "a bfloat16 graph cannot be verified: ONNX Runtime has no bfloat16 kernels on a CPU",
+                    option="dtype",
+                    fix="dtype: float16",
+                )
+            ]
         return []
 
     def run(self, source: Model, work: Work) -> Done[Graph]:
