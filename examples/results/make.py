@@ -163,7 +163,7 @@ Versions: {", ".join(f"{name} {version}" for name, version in versions.items())}
 
 ## The demo decoder on this CPU
 
-`openclaw-opt build --recipe recipes/NAME.yaml`; {reports["int8-cpu"].parameters / 1e6:.2f} M parameters, batch 1.
+`openclaw-opt build --recipe` with each recipe; {reports["int8-cpu"].parameters / 1e6:.2f} M parameters, batch 1.
 
 {cpu_rows({name: reports[name] for name in CPU})}
 
