@@ -66,6 +66,9 @@ class GraphFacts(Facts):
     hidden: int | None = None
     kv: tuple[KvShape, ...] = ()
     """One a decoder layer; empty for encoders and vision models."""
+    recompute_after: int | None = None
+    """longrope: where a sequence grows past this many tokens, other frequencies turn all of it, and its cache must be made
+    again by one prefill of the whole sequence. None where a cache stays right."""
     quantized: tuple[LayerFormat, ...] = ()
     fusions: dict[str, int] = {}
     """How often each rewrite applied, by its name."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,15 +15,20 @@ import transformers as hf
 from torch import Tensor
 
 from openclaw_opt.artifacts import Checkpoint, Graph, Model
+from openclaw_opt.backends.ort_sessions import OrtDecoder, OrtGeneric
+from openclaw_opt.graph import to_onnxruntime, to_tensorrt
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.export import export_graph
 from openclaw_opt.models.load import load_model
 from openclaw_opt.models.parity import check_parity
 from openclaw_opt.models.reference import open_reference
 from openclaw_opt.models.store import open_model
-from tests.tiny import DECODERS, open_tiny, write_checkpoint
+from tests.tiny import CLASSES, DECODERS, open_tiny, write_checkpoint
 
 CLOSE = 1e-4
+RAGGED, STEPS = (14, 5, 11), 14
+"""Prompt lengths of a batch, and decode steps: each sequence leaves the window (8) and the original rope length (16) by itself."""
+LOWERINGS = {"onnxruntime": to_onnxruntime.lower, "tensorrt": to_tensorrt.lower}
 STANDARD = {"", "ai.onnx"}
 
 
@@ -43,6 +49,17 @@ class Built:
     @cached_property
     def theirs(self) -> hf.PreTrainedModel:
         return hf.AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, attn_implementation="eager").eval()
+
+    @cached_property
+    def each_alone(self) -> np.ndarray:  # type: ignore[type-arg]
+        """Hugging Face's logits after each step of RAGGED, every sequence by itself and without a cache: [step, row, vocab]."""
+        ids = tokens(len(RAGGED), 48)
+        with torch.no_grad():
+            rows = [
+                [self.theirs(ids[row : row + 1, : length + step]).logits[0, -1] for row, length in enumerate(RAGGED)]
+                for step in range(STEPS + 1)
+            ]
+        return np.array([[row.numpy() for row in step] for step in rows])
 
     @cached_property
     def graph(self) -> Graph:
@@ -133,6 +150,46 @@ def test_the_graph_equals_torch_and_is_standard(family: str, build: Callable[[st
     assert kinds.count("Attention") == layers
     rotated = 0 if built.decoder.spec.learned_positions else 2 * layers
     assert kinds.count("RotaryEmbedding") == rotated
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_lowered_batch_is_what_hugging_face_says_of_each_sequence_alone(
+    family: str, lowering: str, build: Callable[[str], Built], tmp_path: Path
+) -> None:
+    built, ids = build(family), tokens(len(RAGGED), 48).numpy()
+    lengths, rows = np.array(RAGGED), np.arange(len(RAGGED))
+    with OrtDecoder(LOWERINGS[lowering](built.graph, tmp_path)) as session:
+        ours = [session.prefill(ids[:, : max(RAGGED)], lengths)]
+        ours += [session.decode(ids[rows, lengths + step]) for step in range(STEPS)]
+        whole = session.logits(ids[:2])
+    assert apart(torch.from_numpy(np.stack(ours)), torch.from_numpy(built.each_alone)) < CLOSE
+    with torch.no_grad():
+        assert apart(torch.from_numpy(whole), built.theirs(torch.from_numpy(ids[:2])).logits) < CLOSE
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("family", CLASSES)
+def test_a_lowered_encoder_or_classifier_is_what_hugging_face_computes(
+    family: str, lowering: str, build: Callable[[str], Built], tmp_path: Path
+) -> None:
+    built = build(family)
+    theirs = CLASSES[family].from_pretrained(built.checkpoint.folder, attn_implementation="eager").eval()
+    feed = {"pixel_values": torch.randn(3, 3, 16, 16)} if family == "vit" else {"pixel_values": torch.randn(3, 1, 224, 224)}
+    if family == "bert":
+        mask = (torch.arange(20) < torch.tensor([[20], [7], [1]])).long()
+        feed = {"input_ids": tokens(3, 20), "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
+    with torch.no_grad(), OrtGeneric(LOWERINGS[lowering](built.graph, tmp_path)) as session:
+        ours, wanted = session.infer({name: value.numpy() for name, value in feed.items()}), theirs(**feed)
+    if family != "bert":
+        assert apart(torch.from_numpy(ours["logits"]), wanted.logits) < CLOSE
+        return
+    real = mask.bool()
+    assert apart(torch.from_numpy(ours["last_hidden_state"])[real], wanted.last_hidden_state[real]) < CLOSE
+    for row, length in enumerate((20, 7, 1)):
+        with torch.no_grad():
+            alone = theirs(input_ids=feed["input_ids"][row : row + 1, :length]).last_hidden_state[0].mean(0)
+        assert apart(torch.from_numpy(ours["embedding"][row]), alone / alone.norm()) < CLOSE
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from openclaw_opt.artifacts import GraphFacts
+
     Floats = NDArray[np.float32]
     Ids = NDArray[np.int64]
 
@@ -53,3 +55,13 @@ class DecoderSession(Session):
     @abstractmethod
     def decode(self, ids: Ids) -> Floats:
         """One more token for each sequence: [batch] int64 -> [batch, vocab] float32."""
+
+
+def cache_notes(facts: GraphFacts) -> tuple[str, ...]:
+    """What whoever runs the engine must do about its cache; empty where a cache stays right by itself."""
+    if facts.recompute_after is None:
+        return ()
+    return (
+        f"longrope: a sequence that grows past {facts.recompute_after} tokens while decoding needs its cache made again, by one "
+        "prefill of the whole sequence",
+    )

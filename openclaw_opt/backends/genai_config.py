@@ -15,6 +15,8 @@ from openclaw_opt.errors import RecipeError
 FILE = "genai_config.json"
 MODEL_TYPE = "decoder"
 """onnxruntime-genai's generic type: the graph does everything that is special to a family."""
+RECOMPUTES = {4096: "phi3"}
+"""`GraphFacts.recompute_after` → the type for which onnxruntime-genai makes the cache again there; it knows no other length."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What og.Tokenizer reads beside the configuration."""
 
@@ -48,7 +50,7 @@ def genai_config(
     first = end[0] if isinstance(end, list) else end
     return {
         "model": {
-            "type": MODEL_TYPE,
+            "type": RECOMPUTES.get(facts.recompute_after or 0, MODEL_TYPE),
             "vocab_size": facts.vocab,
             "context_length": facts.context,
             "bos_token_id": _or(stated.get("bos_token_id"), first),
@@ -66,6 +68,17 @@ def genai_config(
             "top_p": 1.0,
         },
     }
+
+
+def genai_notes(facts: GraphFacts) -> tuple[str, ...]:
+    """What onnxruntime-genai does not do for this folder; empty where it does everything."""
+    if facts.recompute_after is None or facts.recompute_after in RECOMPUTES:
+        return ()
+    known = " or ".join(map(str, RECOMPUTES))
+    return (
+        f"onnxruntime-genai makes a longrope cache again at {known} tokens only, not at {facts.recompute_after}: what it "
+        "generates beyond is not the model's",
+    )
 
 
 def _decoder(facts: GraphFacts, inputs: Collection[str], device: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
-from openclaw_opt.backends import genai_config, ort_receipt
+from openclaw_opt.backends import cache_notes, genai_config, ort_receipt
 from openclaw_opt.backends.ort_sessions import OrtDecoder, OrtGeneric, open_graph, session_options
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.graph import ir_tools
@@ -65,7 +65,7 @@ def build(
     if require_realised:
         _check_realised(rows, folder)
     progress(0.7, "measuring what fast kernels round")
-    notes = _rounding_notes(lowered, device)
+    notes = (*cache_notes(facts), *genai_config.genai_notes(facts), *_rounding_notes(lowered, device))
     engine.write_facts(
         EngineFacts(
             task=facts.task,

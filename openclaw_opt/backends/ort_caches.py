@@ -50,10 +50,13 @@ class Cache(ABC):
         """Empty, for `batch` sequences that grow to `capacity` tokens."""
 
     def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
-        """Right-padded prompts as this cache wants them: ids, attention mask, positions, and the column of each last token."""
+        """Right-padded prompts as this cache wants them: ids, attention mask, positions, and the column of each last token.
+
+        Padding stands at its sequence's last position: longrope looks at the largest of a row.
+        """
         columns = np.arange(ids.shape[1])
         mask = (columns < lengths[:, None]).astype(np.int64)
-        return ids, mask, np.broadcast_to(columns, ids.shape), lengths - 1
+        return ids, mask, np.minimum(columns, lengths[:, None] - 1), lengths - 1
 
     @abstractmethod
     def bind(self, binding: Any) -> None:

@@ -160,6 +160,7 @@ class OrtDecoder(DecoderSession):
         self._cache = CACHES[facts.dialect](facts, device)
         self._lengths: Ids = np.zeros(0, np.int64)
         self._mask: Ids = np.zeros((0, 0), np.int64)
+        self._seen: Ids = np.zeros((0, 0), np.int64)
 
     def close(self) -> None:
         self._session = None
@@ -186,15 +187,23 @@ class OrtDecoder(DecoderSession):
             raise RecipeError(f"lengths {self._lengths.tolist()} do not fit ids of shape {list(ids.shape)}")
         _check_length(length, self.capacity, "this session's capacity")
         self._cache.start(batch, self.context if self.facts.dialect == "tensorrt" else self.capacity)
+        self._seen = ids.copy()
         ids, self._mask, positions, last = self._cache.placed(ids, self._lengths)
         logits = self._step(self._cache, ids, self._mask, positions)
         return np.ascontiguousarray(logits[np.arange(batch), last])
 
     def decode(self, ids: Ids) -> Floats:
-        """One more token for each sequence: [batch] int64 -> [batch, vocab] float32. `prefill` comes first."""
+        """One more token for each sequence: [batch] int64 -> [batch, vocab] float32. `prefill` comes first.
+
+        Where a sequence grows past `recompute_after`, the whole batch is prefilled again, as `generate` of transformers does.
+        """
         if ids.shape != self._lengths.shape:
             raise RecipeError(f"decode got {ids.size} tokens for a batch of {self._lengths.size} that was prefilled")
         _check_length(int(self._lengths.max()) + 1, self.capacity, "this session's capacity")
+        if self.facts.recompute_after is not None:
+            self._seen = _appended(self._seen, ids, self._lengths)
+            if (self._lengths == self.facts.recompute_after).any():
+                return self.prefill(self._seen, self._lengths + 1)
         self._mask = self._cache.grown_mask(self._mask, self._lengths)
         logits = self._step(self._cache, ids[:, None], self._mask, self._lengths[:, None])
         self._lengths = self._lengths + 1
@@ -212,6 +221,15 @@ class OrtDecoder(DecoderSession):
         values = binding.get_outputs()
         cache.keep(values[1:])
         return cast("Floats", np.array(values[0].numpy(), np.float32))
+
+
+def _appended(seen: Ids, ids: Ids, lengths: Ids) -> Ids:
+    """Right-padded sequences with one more token each: [batch, longest + 1]."""
+    longer = np.zeros((len(seen), int(lengths.max()) + 1), np.int64)
+    width = min(seen.shape[1], longer.shape[1])
+    longer[:, :width] = seen[:, :width]
+    longer[np.arange(len(ids)), lengths] = ids
+    return longer
 
 
 def _profile(session: ort.InferenceSession | None) -> Path:

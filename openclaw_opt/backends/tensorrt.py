@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
-from openclaw_opt.backends import trt_errors, trt_log, trt_process
+from openclaw_opt.backends import cache_notes, trt_errors, trt_log, trt_process
 from openclaw_opt.backends.trt_profiles import Profiles, shapes_of
 from openclaw_opt.errors import MachineError, VerificationError
 from openclaw_opt.graph import trt_legality
@@ -213,7 +213,7 @@ class _Build:
                 "files": (self.plan.name,),
                 "receipt": receipt,
                 "kernels": trt_log.kernel_rows(log, names),
-                "notes": (*log.notes, *_repeatable(done), *trt_legality.advise(self.graph.facts)),
+                "notes": (*cache_notes(self.graph.facts), *log.notes, *_repeatable(done), *trt_legality.advise(self.graph.facts)),
                 "tool": done["tool"],
                 "build_seconds": round(seconds, 3),
                 "build_peak_bytes": done["peak_bytes"],
@@ -232,8 +232,9 @@ def _repeatable(done: dict[str, Any]) -> tuple[str, ...]:
 def _facts(graph: Graph, target: Target) -> EngineFacts:
     facts = graph.facts
     return EngineFacts(
-        task=facts.task, backend="tensorrt", target=target.name, dialect="tensorrt", dtype=facts.dtype, graph=facts
-    )
+        task=facts.task, backend="tensorrt", target=target.name, dialect="tensorrt", dtype=facts.dtype, graph=facts,
+        notes=cache_notes(facts),
+    )  # fmt: skip
 
 
 def _require_realised(receipt: tuple[ReceiptRow, ...], log: Path) -> None:

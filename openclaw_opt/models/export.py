@@ -13,7 +13,7 @@ from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.emit import save
 from openclaw_opt.models.emit_decoder import OPSET, emit_decoder
-from openclaw_opt.models.spec import HfSpec, ModelFacts, read_facts
+from openclaw_opt.models.spec import DecoderSpec, HfSpec, ModelFacts, read_facts
 from openclaw_opt.models.store import DTYPES, copy_assets, open_model
 
 
@@ -68,7 +68,7 @@ def graph_facts(facts: ModelFacts, dtype: FloatType, context: int | None) -> Gra
     if isinstance(facts.spec, HfSpec):
         more: dict[str, object] = {"batch_first_shapes": input_shapes(facts.spec)}
     else:
-        more = {"kv": _caches(facts)}
+        more = {"kv": _caches(facts), "recompute_after": _recompute_after(facts.spec, context)}
     return GraphFacts.model_validate(
         {
             **common,
@@ -89,6 +89,11 @@ def _caches(facts: ModelFacts) -> tuple[KvShape, ...]:
         KvShape(q_heads=layer.q_heads, kv_heads=layer.kv_heads, head_dim=spec.head_dim, window=layer.window)
         for layer in spec.layers
     )
+
+
+def _recompute_after(spec: DecoderSpec, context: int | None) -> int | None:
+    switches = [rope.original for rope in spec.ropes.values() if rope.type == "longrope"]
+    return min(switches) if switches and min(switches) < (context or spec.context) else None
 
 
 def input_shapes(spec: HfSpec) -> dict[str, list[int | str]]:
