@@ -108,6 +108,8 @@ def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptEr
             yield RecipeError(
                 f"{role} data is {source.kind}, but the model is a {spec.task} and needs {kind}", where=where
             )
+        elif source is not None and source.image is not None and source.image != getattr(spec, "image", None):
+            yield _wrong_images(role, source.image, getattr(spec, "image", None), recipe)
     if evaluation is None and any(metric.needs_data for metric in recipe.metrics):
         words = ", ".join(metric.word for metric in recipe.metrics if metric.needs_data)
         yield RecipeError(f"metrics {words} need `data.evaluation`", where=recipe.located.place(("metrics",)))
@@ -122,6 +124,15 @@ def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptEr
             where=place,
             fix="evaluate on data that no pass has seen",
         )
+
+
+def _wrong_images(role: str, given: tuple[int, ...], wanted: tuple[int, ...] | None, recipe: Recipe) -> OptError:
+    there, taken = ("×".join(map(str, size)) for size in (given, wanted or ()))
+    return RecipeError(
+        f"{role} images are {there} (channels × height × width), the model takes {taken} (config.json: num_channels, image_size)",
+        where=recipe.located.place(("data", role)),
+        fix="a source of images of that size, or a model for these",
+    )
 
 
 def make_plan(recipe: Recipe, store: Store) -> Plan:

@@ -14,10 +14,12 @@ from openclaw_opt.checkpoint import open_checkpoint
 from openclaw_opt.cli.progress import Silent
 from openclaw_opt.data import parse_source
 from openclaw_opt.data.load import ImageSet, load_images
+from openclaw_opt.errors import RecipeError
 from openclaw_opt.pipeline import build
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.records import Report
 from openclaw_opt.store import Store
+from tests.tiny import write_checkpoint
 
 RECIPE = """\
 model: {model}
@@ -85,6 +87,17 @@ def _build(model: Path, tmp_path: Path, target: str, passes: str) -> Report:
     file = tmp_path / "digits.yaml"
     file.write_text(RECIPE.format(model=model, target=target, passes=passes))
     return build(load_recipe(file), store=Store(tmp_path / "cache"), output=tmp_path / "out", hooks=Silent())
+
+
+def test_images_of_another_size_are_refused_before_work(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "resnet", "resnet")  # its config names no image_size, which means 224
+    with pytest.raises(RecipeError) as caught:
+        _build(model, tmp_path, "host", "")
+    assert [str(one) for one in caught.value.mistakes] == [
+        f"{tmp_path / 'digits.yaml'}:{line}: {role} images are 1×8×8 (channels × height × width), the model takes 1×224×224 "
+        "(config.json: num_channels, image_size)\n  fix: a source of images of that size, or a model for these"
+        for line, role in ((4, "calibration"), (5, "evaluation"))
+    ]
 
 
 def test_int8_on_the_cpu(digits_resnet: Path, tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ class Source(BaseModel):
     kind: ClassVar[Kind] = "text"
     splits: ClassVar[tuple[str, ...]] = ()
     """Legal words for `split`; empty if any word may be legal."""
+    image: ClassVar[tuple[int, int, int] | None] = None
+    """Channels, height and width of every image; None for text, or where they differ."""
     packages: ClassVar[Mapping[str, str]] = {}
     """Module to the distribution that pip installs it from; what must be there beyond our own dependencies."""
 

@@ -19,6 +19,7 @@ class Digits(Source):
 
     kind: ClassVar[Kind] = "images"
     splits: ClassVar[tuple[str, ...]] = ("train", "calibration", "evaluation")
+    image: ClassVar[tuple[int, int, int] | None] = (1, 8, 8)
     packages: ClassVar[Mapping[str, str]] = {"sklearn": "scikit-learn"}
 
     def identities(self) -> frozenset[str]:
