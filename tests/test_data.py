@@ -301,7 +301,6 @@ def test_a_missing_package_is_the_machines_fault(
 
 
 def test_a_data_set_in_a_local_folder_is_read(tmp_path: Path) -> None:
-    pytest.importorskip("datasets", reason="the package is optional; without it the source says so (tested above)")
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": f"row {index}"}) + "\n" for index in range(10)))
     source = parse_source({"source": "datasets", "name": str(tmp_path), "split": "train[:50%]"})
     assert sorted(document.text for document in source.documents()) == [f"row {index}" for index in range(5)]
