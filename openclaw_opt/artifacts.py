@@ -146,11 +146,21 @@ class Measurement(Facts):
     note: str = ""
     raw: tuple[float, ...] = ()
     """Latency samples in milliseconds, in the order they were taken."""
+    items: tuple[float, ...] = ()
+    """One number an evaluation item (sequence, text, image), in the order of the data, so that two artifacts can be
+    compared item by item; the value is Σ items / Σ weights."""
+    weights: tuple[float, ...] = ()
+    """What each item counts: tokens, bytes, or 1; as many as `items`."""
+    at: dict[str, int] = {}
+    """Conditions of this row, e.g. {"batch": 4}, where a metric gives the same number under several; budgets look at
+    rows without."""
 
     @model_validator(mode="after")
     def _value_or_reason(self) -> Measurement:
         if (self.value is None) != bool(self.not_measured):
             raise ValueError(f"{self.name}: either a value or the reason why there is none")
+        if len(self.items) != len(self.weights):
+            raise ValueError(f"{self.name}: {len(self.items)} items and {len(self.weights)} weights")
         return self
 
 

@@ -113,6 +113,8 @@ def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptEr
     if evaluation is None and any(metric.needs_data for metric in recipe.metrics):
         words = ", ".join(metric.word for metric in recipe.metrics if metric.needs_data)
         yield RecipeError(f"metrics {words} need `data.evaluation`", where=recipe.located.place(("metrics",)))
+    if recipe.on_calibration:
+        return
     try:
         shared = overlap(calibration, evaluation) if calibration is not None and evaluation is not None else None
     except OptError as error:

@@ -52,6 +52,8 @@ class Recipe:
     seed: int
     located: Located = field(compare=False, repr=False)
     """Where everything stands in the file, for messages that come after reading."""
+    on_calibration: bool = False
+    """A trial that looks at calibration data where a build looks at evaluation data. Never set by a recipe."""
 
     def place_of(self, index: int, option: str = "") -> str:
         """`file:line` of pass `index` (of `self.passes`) or of one option of it."""

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from openclaw_opt.artifacts import Facts, KernelRow, Measurement, ReceiptRow
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 added items, conditions, evidence of budgets, the baseline and cost; a report of version 1 reads as one without them."""
 BudgetResult = Literal["met", "missed", "undecided"]
+Against = Literal["nothing", "checkpoint", "baseline"]
 Verdict = Literal["within budget", "budget missed", "undecided", "no budgets", "not finished"]
 
 
@@ -24,6 +26,46 @@ class BudgetRecord(Facts):
     """Why it is undecided, or how sure the result is."""
     spent_by: str = ""
     """The pass with the largest share of the loss, where that is known."""
+    spent_by_layers: tuple[str, ...] = ()
+    """The layers of that pass with the largest error, worst first, where that is known."""
+    against: Against = "nothing"
+    """What the rule compares with: nothing (an absolute bound), the checkpoint, or a stored baseline."""
+    bound: float | None = None
+    """The number that `got` was held to, once a tolerance or a baseline's value is worked in."""
+    low: float | None = None
+    high: float | None = None
+    """Interval of `got` at `confidence`."""
+    confidence: float | None = None
+    evidence: str = ""
+    """The test that decided it and its figures, e.g. `paired bootstrap over 64 sequences` or `McNemar exact, p = 0.003`."""
+
+
+class BaselineRecord(Facts):
+    """The stored report that budgets and pictures compare with."""
+
+    name: str
+    path: str
+    started: str
+    """UTC, ISO 8601."""
+    machine: str
+    target: str
+    measurements: tuple[Measurement, ...] = ()
+
+
+class CostRecord(Facts):
+    """What a million tokens (or samples) cost on one target, and the price used."""
+
+    target: str
+    title: str
+    hourly_usd: float | None
+    price_source: str = ""
+    """Where the price is from: the recipe, or the target's row."""
+    per_million_usd: float | None
+    unit: str = "output tokens"
+    basis: str = ""
+    """`measured on the engine`, or `bound from the target's figures`."""
+    not_measured: str = ""
+    """Why there is no figure."""
 
 
 class Verification(Facts):
@@ -125,6 +167,9 @@ class Report(Facts):
     budgets: tuple[BudgetRecord, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     """Of the engine against the reference; rows without a value say why in `not_measured`."""
+    baseline: BaselineRecord | None = None
+    """What `--baseline` named."""
+    costs: tuple[CostRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     receipt: tuple[ReceiptRow, ...] = ()
     kernels: tuple[KernelRow, ...] = ()

@@ -54,15 +54,12 @@ def build(
 
 
 def _print(report: object, json: bool) -> None:
+    from openclaw_opt.cli.printing import print_result
     from openclaw_opt.records import Report
     from openclaw_opt.report import report_json
-    from openclaw_opt.report.terminal import print_report, summary_line
 
     assert isinstance(report, Report)
     if json:
         typer.echo(report_json(report), nl=False)
-        return
-    from rich.console import Console
-
-    print_report(report, Console())
-    typer.echo(summary_line(report))
+    else:
+        print_result(report)

@@ -29,10 +29,7 @@ def report(
 
         typer.echo(markdown(found), nl=False)
     else:
-        from rich.console import Console
+        from openclaw_opt.cli.printing import print_result
 
-        from openclaw_opt.report.terminal import print_report, summary_line
-
-        print_report(found, Console())
-        typer.echo(summary_line(found))
+        print_result(found)
     sys.exit(found.exit_code)
