@@ -15,6 +15,7 @@ from openclaw_opt.plan import Plan, source_facts
 from openclaw_opt.store import Store, digest
 
 if TYPE_CHECKING:
+    from openclaw_opt.data import Source
     from openclaw_opt.data.load import ImageSet, SentenceSet, TokenSet
     from openclaw_opt.metrics.reference import ArrayReference, TokenReference
 
@@ -131,11 +132,13 @@ def _files(artifact: Artifact) -> Sequence[Path]:
 
 def evaluation_data(plan: Plan, store: Store) -> TokenSet | SentenceSet | ImageSet | None:
     """The evaluation set in the form the task wants, tokenized once."""
+    return None if plan.recipe.evaluation is None else load_data(plan, plan.recipe.evaluation, store)
+
+
+def load_data(plan: Plan, source: Source, store: Store) -> TokenSet | SentenceSet | ImageSet:
+    """A source in the form the task wants. Raises RecipeError where it is empty, too short or cannot be read."""
     from openclaw_opt.data.load import load_images, load_sentences, load_tokens
 
-    source = plan.recipe.evaluation
-    if source is None:
-        return None
     tokenizer = plan.checkpoint.folder / "tokenizer.json"
     if plan.spec.task == "vision":
         return load_images(source)

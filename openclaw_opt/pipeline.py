@@ -19,13 +19,13 @@ from typing import Any
 from openclaw_opt import interrupts
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model
 from openclaw_opt.backends.engines import cannot_run
-from openclaw_opt.errors import MachineError, OptError, VerificationError
+from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
 from openclaw_opt.hooks import Hooks
 from openclaw_opt.judge import judge
 from openclaw_opt.measure import measure, remembered, with_latency
 from openclaw_opt.memory import Peak, peak_memory
 from openclaw_opt.passes import PROOF, Done, Work
-from openclaw_opt.plan import Plan, Step, make_plan, output_folder, source_facts, steps_until, why_redone
+from openclaw_opt.plan import Plan, Step, fuse_context, make_plan, output_folder, source_facts, steps_until, why_redone
 from openclaw_opt.publish import Manifest, locked, prepare, publish, read_manifest
 from openclaw_opt.recipe import Recipe
 from openclaw_opt.records import PassRecord, Report, Verification
@@ -45,6 +45,7 @@ def build(
         prepare(folder)
         plan = make_plan(recipe, store)
         steps = steps_until(plan, until)
+        read_data(plan, steps, store)
         untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks)
         measurements = measure(plan, steps, artifact, store, hooks)
         records = with_latency(untimed, measurements)
@@ -61,6 +62,26 @@ def build(
         )
         publish(folder, report, artifact, Manifest.of(plan, steps, records, report))
     return report
+
+
+def read_data(plan: Plan, steps: tuple[Step, ...], store: Store) -> None:
+    """Data that is empty or too short costs no pass: it is read, and tokenized for those who need it, before the first one."""
+    recipe, missing = plan.recipe, [step for step in steps if not step.cached]
+    roles = {
+        "calibration": recipe.calibration if any("calibration" in step.part.reads for step in missing) else None,
+        "evaluation": recipe.evaluation if missing and any(metric.needs_data for metric in recipe.metrics) else None,
+    }
+    for role, source in roles.items():
+        if source is None:
+            continue
+        from openclaw_opt.evaluate import load_data
+
+        try:
+            with store.making():  # a cache that cannot be written is said as such
+                load_data(plan, source, store)
+        except RecipeError as error:
+            error.where = recipe.located.place(("data", role, error.where)) or error.where
+            raise
 
 
 def run_steps(
@@ -157,7 +178,8 @@ def _verified(plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[
         return None
     if isinstance(done.artifact, Engine) and cannot_run(done.artifact.facts):
         return None  # the graph it is made of was verified by the pass before
-    return verify.compare(step.part, source, done.artifact, verify.make_probe(plan.spec, plan.recipe.seed), done.proof)
+    probe = verify.make_probe(plan.spec, plan.recipe.seed, fuse_context(plan.recipe))
+    return verify.compare(step.part, source, done.artifact, probe, done.proof)
 
 
 def _accuracy(plan: Plan, step: Step, artifact: Artifact, store: Store, hooks: Hooks) -> tuple[Measurement, ...]:

@@ -56,7 +56,8 @@ class Plan:
 def check_recipe(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
     """Every check that needs no work. Raises RecipeError with all mistakes, MachineError when only the machine is at fault."""
     listing, spec = _inspect(recipe)
-    mistakes: list[OptError] = [*_legality(recipe, spec), *_data_mistakes(recipe, spec)]
+    mistakes: list[OptError] = [*_tokenizer(recipe, listing, spec), *_legality(recipe, spec)]
+    mistakes += _data_mistakes(recipe, spec)
     if mistakes:
         raise RecipeError("the recipe cannot be done", where=str(recipe.file), mistakes=mistakes)
     for source in (recipe.calibration, recipe.evaluation):
@@ -77,6 +78,15 @@ def _inspect(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
         inner = f"{error.where}: " if error.where and error.where != recipe.model else ""
         where = recipe.located.place(("model",))
         raise RecipeError(f"model {recipe.model}: {inner}{error.what}", where=where, fix=error.fix) from error
+
+
+def _tokenizer(recipe: Recipe, listing: Listing, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
+    if spec.task != "vision" and not (listing.folder / "tokenizer.json").is_file():
+        yield RecipeError(
+            f"model {recipe.model}: no tokenizer.json",
+            where=recipe.located.place(("model",)),
+            fix="save the checkpoint with a fast tokenizer beside it",
+        )
 
 
 def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
@@ -110,6 +120,12 @@ def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptEr
             )
         elif source is not None and source.image is not None and source.image != getattr(spec, "image", None):
             yield _wrong_images(role, source.image, getattr(spec, "image", None), recipe)
+        elif source is not None and (limit := _limit(recipe, spec, role)) is not None and source.length > limit[0]:
+            yield RecipeError(
+                f"{role} sequences of {source.length} tokens are longer than {limit[1]} of {limit[0]}",
+                where=recipe.located.place(("data", role, "length")),
+                fix=f"length: {limit[0]}",
+            )
     if evaluation is None and any(metric.needs_data for metric in recipe.metrics):
         words = ", ".join(metric.word for metric in recipe.metrics if metric.needs_data)
         yield RecipeError(f"metrics {words} need `data.evaluation`", where=recipe.located.place(("metrics",)))
@@ -126,6 +142,21 @@ def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptEr
             where=place,
             fix="evaluate on data that no pass has seen",
         )
+
+
+def _limit(recipe: Recipe, spec: DecoderSpec | HfSpec, role: str) -> tuple[int, str] | None:
+    """The longest sequence that the model, or for evaluation the engine, takes; and whose limit that is."""
+    shorter = fuse_context(recipe)
+    if role == "evaluation" and shorter is not None:
+        return shorter, "the context that `fuse` gives the engine"
+    context = getattr(spec, "context", None)
+    return None if context is None else (context, "the model's context")
+
+
+def fuse_context(recipe: Recipe) -> int | None:
+    """The context the recipe gives the engine, where it is not the checkpoint's own."""
+    asked = [getattr(part, "context", None) for part in recipe.passes if part.word == "fuse"]
+    return asked[0] if asked else None
 
 
 def _wrong_images(role: str, given: tuple[int, ...], wanted: tuple[int, ...] | None, recipe: Recipe) -> OptError:

@@ -232,7 +232,8 @@ class _Reader:
             return None
 
     def _budgets(self, metrics: Sequence[Metric]) -> list[Budget]:
-        section = self.located.data.get("budgets")
+        section, declared = self.located.data.get("budgets"), self.located.data.get("metrics", [])
+        whole = isinstance(declared, list) and len(metrics) == len(declared)  # else the metric's own mistake is enough
         names = [name for metric in metrics for name in metric.measurement_names()]
         found: list[Budget] = []
         for name, text in section.items() if isinstance(section, dict) else ():
@@ -242,7 +243,7 @@ class _Reader:
                 self._add(
                     f"a budget is a comparison with a number; got {text!r}", path, 'e.g. ">= 0.98", "<= 12", "> 2"'
                 )
-            elif name not in names:
+            elif name not in names and whole:
                 known = (
                     nearest(name, names) if names else "the recipe measures nothing: add the metric under `metrics:`"
                 )

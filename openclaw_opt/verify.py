@@ -44,11 +44,11 @@ class Probe:
     feed: dict[str, NDArray[Any]]
 
 
-def make_probe(spec: DecoderSpec | HfSpec, seed: int) -> Probe:
-    """Seeded random tokens (or pixels) that fit the model."""
+def make_probe(spec: DecoderSpec | HfSpec, seed: int, context: int | None = None) -> Probe:
+    """Seeded random tokens (or pixels) that fit the model and, where it is shorter, the engine's `context`."""
     rng = np.random.default_rng(seed)
     if isinstance(spec, DecoderSpec):
-        length = min(PROMPT + STEPS, spec.context)
+        length = min(PROMPT + STEPS, context or spec.context)
         ids = rng.integers(0, spec.vocab, (BATCH, length), dtype=np.int64)
         return Probe(ids, np.array([length, max(STEPS + 1, length * 2 // 3)], np.int64), {})
     if spec.task == "vision":

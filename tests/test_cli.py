@@ -23,6 +23,7 @@ from openclaw_opt.report import read_report
 from openclaw_opt.resume import finish
 from openclaw_opt.store import Store, sha256_file
 from openclaw_opt.targets import TARGETS
+from tests import tiny
 
 Write = Callable[..., Path]
 
@@ -75,6 +76,13 @@ def test_init_writes_a_recipe_that_checks(tiny_llama: Path, tmp_path: Path, targ
     assert "no mistakes found" in invoke("check", "--recipe", str(file))
     with pytest.raises(RecipeError, match="the file exists"):
         invoke("init", str(tiny_llama), "-o", str(file))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "vit", "resnet"])
+def test_init_for_every_task(tmp_path: Path, family: str) -> None:
+    model, file = tiny.write_checkpoint(tmp_path / "model", family), tmp_path / "mine.yaml"
+    invoke("init", str(model), "-o", str(file))
+    assert "no mistakes found" in invoke("check", "--recipe", str(file))
 
 
 def test_doctor_says_what_can_be_built() -> None:

@@ -209,7 +209,15 @@ def test_an_unsupported_architecture(write_recipe: Write, tmp_path: Path) -> Non
     file = write_recipe(copy=True)
     config = tmp_path / "checkpoint" / "config.json"
     config.write_text(config.read_text().replace("LlamaForCausalLM", "LlamaForCausalLN"))
-    assert "architecture 'LlamaForCausalLN' is not supported | did you mean 'LlamaForCausalLM'?" in mistakes(file)[0]
+    supported = (
+        "supported: BertForMaskedLM, BertModel, GPT2LMHeadModel, Gemma2ForCausalLM, Gemma3ForCausalLM, LlamaForCausalLM, "
+        "MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, ResNetForImageClassification, "
+        "ViTForImageClassification"
+    )
+    told = f"architecture 'LlamaForCausalLN' is not supported | did you mean 'LlamaForCausalLM'? {supported}"
+    assert mistakes(file)[0].endswith(told)
+    config.write_text(config.read_text().replace("LlamaForCausalLN", "MambaForCausalLM"))
+    assert mistakes(file)[0].endswith(f"architecture 'MambaForCausalLM' is not supported | {supported}"), "all end alike"
 
 
 def test_an_uninstalled_package(write_recipe: Write, tiny_llama: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,9 @@ from openclaw_opt.artifacts import Task
 from openclaw_opt.errors import RecipeError, nearest
 from openclaw_opt.models.config import DecoderFamily
 from openclaw_opt.models.spec import DecoderSpec, HfSpec
+
+TYPO = 0.93
+"""Names of architectures that are at least this alike are taken for one mistyped."""
 
 LLAMA_TENSORS: dict[str, str | tuple[str, ...]] = {
     "embed": "embed_tokens",
@@ -265,9 +269,10 @@ def find_family(config: Mapping[str, Any]) -> Family:
     families: tuple[Family, ...] = (*DECODERS, *HF_FAMILIES)
     rows = {word: row for row in families for word in row.architectures}
     if architecture not in rows:
-        raise RecipeError(
-            f"architecture {architecture!r} is not supported", where="config.json", fix=nearest(architecture, rows)
-        )
+        typo = difflib.get_close_matches(architecture, rows, n=1, cutoff=TYPO)  # all end alike: Mamba… is not Llama…
+        hint = f"{nearest(architecture, typo)} " if typo else ""
+        fix = f"{hint}supported: {', '.join(sorted(rows))}"
+        raise RecipeError(f"architecture {architecture!r} is not supported", where="config.json", fix=fix)
     return rows[architecture]
 
 

@@ -10,6 +10,8 @@ from openclaw_opt.artifacts import Graph
 from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
 
+LEAST_CONTEXT = 8
+
 
 class Fuse(Pass):
     """Lower the portable graph for the backend that will build it: fused attention with an in-place cache, fused norms."""
@@ -41,6 +43,9 @@ class Fuse(Pass):
                     fix=f"context: {view.spec.context}",
                 )
             )
+        if self.context is not None and self.context < LEAST_CONTEXT:
+            what = f"context {self.context} is less than the {LEAST_CONTEXT} tokens that verification steps through"
+            found.append(Complaint(what, option="context", fix=f"context: {LEAST_CONTEXT}"))
         formats = [FORMATS[str(p.model_dump().get("format"))] for p in view.earlier if p.word == "quantize"]
         weight_only = view.backend == "onnxruntime" and any(fmt.weight_only for fmt in formats)
         if self.accuracy_level is not None and not weight_only:
