@@ -284,7 +284,8 @@ class _Reader:
             self._add(inner.what, (*path, *loc), inner.fix)
         else:
             name = ".".join(str(part) for part in loc)
-            self._add(f"{name + ': ' if name else ''}{_lower(one['msg'])}; got {got!r}", (*path, *loc))
+            said = _lower(one["msg"]).replace("a valid array", "a list").replace("an object", "a mapping")
+            self._add(f"{name + ': ' if name else ''}{said}; got {got!r}", (*path, *loc))
 
     def _add(self, what: str, path: Path_, fix: str = "") -> None:
         self.mistakes.append(RecipeError(what, where=self.located.place(path) or str(self.file), fix=fix))
