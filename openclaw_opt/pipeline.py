@@ -123,7 +123,8 @@ def _run(
     part = step.part
     with store.making() as folder, peak_memory() as peak:
         began = time.monotonic()
-        done = _done(step, source, _work(plan, folder, store, hooks))
+        with logs_kept(folder, store.root / "logs" / step.key[:32]):
+            done = _done(step, source, _work(plan, folder, store, hooks))
         seconds = time.monotonic() - began
         hooks.progress(0.9, "verifying")
         verification = _verified(plan, step, source, done)
@@ -135,6 +136,19 @@ def _run(
     artifact = replace(done.artifact, folder=final)
     accuracy = _accuracy(plan, step, artifact, store, hooks) if costs else ()
     return record.model_copy(update={"accuracy": accuracy}), artifact
+
+
+@contextlib.contextmanager
+def logs_kept(folder: Path, kept: Path) -> Iterator[None]:
+    """A failed pass loses its work folder; a log its error points at stays, and the error says where."""
+    try:
+        yield
+    except OptError as error:
+        log = Path(error.where)
+        if log.suffix == ".log" and log.is_relative_to(folder) and log.is_file():
+            kept.mkdir(parents=True, exist_ok=True)
+            error.where = str(shutil.copyfile(log, kept / log.name))
+        raise
 
 
 def _done(step: Step, source: Artifact | Checkpoint, work: Work) -> Done[Any]:
@@ -242,7 +256,7 @@ def disk_errors() -> Iterator[None]:
             raise
         raise MachineError(
             "the disk is full",
-            where=str(error.filename or ""),
+            where=str(error.filename2 or error.filename or ""),  # of a copy, what was written
             fix="free space and run the same command: whole passes are kept",
         ) from error
     except MemoryError as error:

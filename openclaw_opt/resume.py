@@ -16,7 +16,7 @@ from openclaw_opt.backends.tensorrt import cannot_build
 from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.judge import exit_code_of, judge_budget, next_step_of, this_machine, verdict_of
 from openclaw_opt.memory import peak_memory
-from openclaw_opt.pipeline import disk_errors, weight_bytes
+from openclaw_opt.pipeline import disk_errors, logs_kept, weight_bytes
 from openclaw_opt.publish import RESOLVED, Manifest, locked, publish, read_manifest
 from openclaw_opt.recipe import Recipe, load_recipe
 from openclaw_opt.records import PassRecord, Report
@@ -51,7 +51,8 @@ def finish(folder: Path, *, store: Store, hooks: Hooks) -> Report:
     with locked(folder), disk_errors(), peak_memory() as peak, store.making() as work:
         hooks.started("build", 1, 1)
         part = _build_pass(recipe)
-        engine = part.engine_of(Graph(folder / GRAPH), recipe.target, recipe.backend, work, hooks.progress)
+        with logs_kept(work, store.root / "logs" / folder.name):
+            engine = part.engine_of(Graph(folder / GRAPH), recipe.target, recipe.backend, work, hooks.progress)
         record = _record(report.passes[-1], engine, time.monotonic() - began, peak.bytes)
         hooks.finished(record)
         finished = _report(report, recipe, engine, record, folder)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from openclaw_opt.judge import spender
 from openclaw_opt.passes import Done, Work
 from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.pipeline import build
-from openclaw_opt.publish import locked, prepare
+from openclaw_opt.publish import locked, prepare, read_manifest
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.report import read_report
@@ -313,6 +315,28 @@ def test_calibration_data_that_is_empty(
         run(write_recipe((str(corpora["calibration"]), str(empty))), cache, tmp_path / "out")
 
 
+def test_the_log_of_a_builder_that_died_is_kept(
+    write_recipe: Write, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    def kill_the_builder(self: Recorder, fraction: float, text: str) -> None:
+        if text == "Compiling profile prefill":
+            for child in psutil.Process().children():
+                child.kill()
+
+    monkeypatch.setattr(Recorder, "progress", kill_the_builder)
+    file, out = write_recipe(("target: host", "target: rtx4090")), tmp_path / "out"
+    with pytest.raises(MachineError, match="the TensorRT builder process was killed by SIGKILL") as caught:
+        run(file, cache, out)
+    assert Path(caught.value.where).stat().st_size > 0
+    assert not out.exists()
+    monkeypatch.undo()
+    report, hooks = run(file, cache, out)
+    assert report.exit_code == 0
+    assert hooks.redone().keys() == {"build"}, "whole passes are kept"
+
+
 # --- interrupted and killed -----------------------------------------------------------------------------------------
 
 
@@ -322,52 +346,96 @@ def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _lines_until(child: subprocess.Popen[str], word: str) -> Iterator[str]:
-    assert child.stderr is not None
-    for line in child.stderr:
-        yield line
-        if line.startswith(word):
-            return
+DIES = """
+import os, signal, sys
+from dataclasses import replace
+from functools import wraps
+import psutil
+from openclaw_opt.parts import part_named
+from openclaw_opt.passes import Pass
+
+word, number, phase = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
+part = part_named("passes", word, Pass)
+whole = part.run
+
+def die():
+    os.kill(os.getpid(), number)
+    signal.pause()
+
+def progress(fraction, text):
+    if text == phase:
+        print("builder", psutil.Process().children()[0].pid, file=sys.stderr, flush=True)
+        die()
+
+@wraps(whole)
+def run(self, source, work):
+    whole(self, source, replace(work, progress=progress) if phase else work)
+    print("work", *sorted(p.name for p in work.folder.iterdir()), file=sys.stderr, flush=True)
+    die()
+
+part.run = run
+from openclaw_opt.cli import main
+main()
+"""
+"""A build that gets a signal in a pass: at that phase, or when it has written its files and nobody has taken them over yet."""
+
+
+def _killed_in(word: str, how: signal.Signals, file: Path, cache: Path, out: Path, *, phase: str = "") -> str:
+    """What that build says on standard error; its own process has ended as it should."""
+    command = [sys.executable, "-c", DIES, word, str(int(how)), phase, "build", "--recipe", str(file), "-o", str(out)]
+    done = subprocess.run([*command, "--cache", str(cache)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL), done.stderr
+    if how is signal.SIGINT:
+        assert "interrupted by SIGINT; whole passes are kept, run the same command to go on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists(), "nothing half-written"
+    return done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", ["load", "quantize", "export"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_an_interrupted_build_goes_on_and_gives_the_same_artifact(
-    write_recipe: Write, cache: Path, tmp_path: Path, after: str, how: signal.Signals
+def test_a_build_that_dies_in_each_of_its_passes_goes_on_and_gives_the_same_artifact(
+    write_recipe: Write, cache: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    """The signal comes while the pass after `after` runs; the next run takes up what was whole."""
-    file, out, own = write_recipe(), tmp_path / "out", tmp_path / "cache"
-    command = [
-        sys.executable,
-        "-m",
-        "openclaw_opt",
-        "build",
-        "--recipe",
-        str(file),
-        "--cache",
-        str(own),
-        "-o",
-        str(out),
-    ]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    list(_lines_until(child, after))
-    time.sleep(0.02)
-    child.send_signal(how)
-    assert child.stderr is not None
-    told = child.stderr.read()
-    assert child.wait(timeout=60) == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    if how is signal.SIGINT:
-        assert "run the same command to go on" in told
-        assert "Traceback" not in told
-    assert not out.exists()
+    """One build after another dies one pass further on; each takes up what was whole and redoes the pass that was cut off."""
+    passes = ["load", "prune", "quantize", "export", "fuse", "build"]
+    file, out, own = write_recipe(("passes:\n", "passes:\n  - prune: {ffn: 0.34}\n")), tmp_path / "out", tmp_path / "cache"
+    for index, word in enumerate(passes):
+        said = _killed_in(word, how, file, own, out)
+        lines = [line for line in said.splitlines() if line.split(" ")[0] in passes]
+        assert [line.split(" ")[0] for line in lines] == passes[:index]
+        assert [line.endswith("(cached)") for line in lines] == [True] * (index - 1) + [False] * (index > 0)
+        assert re.search(r"^work .*(model|engine|graph)\.json", said, re.MULTILINE), "the pass had written its files"
     report, hooks = run(file, own, out)
-    assert after not in hooks.redone()
+    assert list(hooks.redone()) == ["build"]
     assert report.verdict == "within budget"
-    assert not list(own.glob(".work-*")), "what the killed build was making is swept away"
+    assert not list(own.glob(".work-*")), "what the killed builds were making is swept away"
     run(file, cache, tmp_path / "undisturbed")
     for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
         assert sha256_file(out / name) == sha256_file(tmp_path / "undisturbed" / name), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_a_tensorrt_build_that_dies_while_it_compiles_goes_on(
+    write_recipe: Write, cache: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    import psutil
+
+    file, out = write_recipe(("target: host", "target: rtx4090")), tmp_path / "out"
+    run(file, cache, tmp_path / "undisturbed")
+    own = Path(shutil.copytree(cache, tmp_path / "cache"))
+    step = next(p for p in read_manifest(tmp_path / "undisturbed").data["passes"] if p["pass"] == "build")  # type: ignore[union-attr]
+    Store(own).drop(step["key"])
+    said = _killed_in("build", how, file, own, out, phase="Compiling profile decode")
+    builder = int(next(line for line in said.splitlines() if line.startswith("builder ")).split()[1])
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(builder) and psutil.Process(builder).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the compiler outlived the build"
+        time.sleep(0.05)
+    _, hooks = run(file, own, out)
+    assert list(hooks.redone()) == ["build"]
+    assert sha256_file(out / "engine-sm89.plan") == sha256_file(tmp_path / "undisturbed" / "engine-sm89.plan")
 
 
 def test_error_messages_on_the_command_line(write_recipe: Write, tmp_path: Path) -> None:

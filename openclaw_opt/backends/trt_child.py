@@ -25,6 +25,11 @@ from typing import Any, BinaryIO, TextIO, TypedDict
 NO_RANDOMIZE = 0x0040000
 """ADDR_NO_RANDOMIZE of personality(2)."""
 
+REQUEST, FOLDER, LOG, PLAN = 40, 41, 42, 43
+"""Numbers of the files that the process without address randomization starts with."""
+KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "HOME", "TMPDIR", "LANG", "LC_", "CUDA_", "NVIDIA_")
+"""How the variables begin that it needs."""
+
 
 class Shapes(TypedDict):
     """One optimization profile: its name, and by input name the shapes [min, opt, max]."""
@@ -86,7 +91,8 @@ class Progress:
 def fix_addresses(path: str) -> bool:
     """Start this process again without address randomization; False where the system does not let us.
 
-    The compiler orders some things by their address, so an engine's bytes repeat only where addresses do.
+    The compiler orders some things by their address, so an engine's bytes repeat only where addresses do. The new process
+    sees nothing whose length depends on where the build runs: no paths but open files, and few variables of the environment.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -98,7 +104,24 @@ def fix_addresses(path: str) -> bool:
         return False
     if not personality(ctypes.c_ulong(0xFFFFFFFF)) & NO_RANDOMIZE:
         return False
-    os.execv(sys.executable, [sys.executable, "-m", "openclaw_opt.backends.trt_child", path])
+    _hand_over(json.loads(Path(path).read_text()))
+    kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+    command = [sys.executable, "-P", "-m", "openclaw_opt.backends.trt_child", f"/dev/fd/{REQUEST}"]
+    os.execve(sys.executable, command, kept)
+
+
+def _hand_over(request: Request) -> None:
+    """Open what the request names under fixed numbers, for the process that takes this one's place."""
+    named = {"onnx": Path(request["onnx"]).name, "plan": f"/dev/fd/{PLAN}", "log": f"/dev/fd/{LOG}"}
+    text = os.memfd_create("request")
+    os.write(text, json.dumps({**request, **named}).encode())
+    folder = os.open(Path(request["onnx"]).parent, os.O_RDONLY)
+    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    plan = os.open(request["plan"], os.O_WRONLY | os.O_CREAT, 0o644)
+    for number, opened in ((REQUEST, text), (FOLDER, folder), (LOG, log), (PLAN, plan)):
+        os.dup2(opened, number)
+        os.close(opened)
+    os.chdir("/")
 
 
 def watch_parent() -> None:
@@ -191,8 +214,15 @@ def parse(trt: Any, network: Any, request: Request, logger: Any, events: Events)
         return True
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        events.send("parse_error", node=error.node_name(), op=error.node_operator(), why=error.desc())
+        events.send("parse_error", node=error.node_name(), op=error.node_operator(), why=parser_reason(error))
     return False
+
+
+def parser_reason(error: Any) -> str:
+    """The parser's reason: its description is often the bare text of an assertion, so its code and place stand beside it."""
+    code = error.code().name.replace("_", " ").lower()
+    said = error.desc().strip()
+    return f"{code}{'' if said in ('', 'false') else f', {said}'} (in {error.func()})"
 
 
 def build(trt: Any, request: Request, log: TextIO, plan: BinaryIO, events: Events) -> bool:
@@ -234,7 +264,7 @@ def main(path: str) -> int:
         events.send("no_module", why=str(error))
         return 1
     with open(request["log"], "a", encoding="utf-8", buffering=1) as log, open(request["plan"], "wb") as plan:
-        os.chdir(Path(request["onnx"]).parent)  # the compiler sees the same path wherever the graph lies
+        os.chdir(FOLDER if fixed else Path(request["onnx"]).parent)  # the same path wherever the graph lies
         done = build(trt, request, log, plan, events)
     if not done:
         events.send("failed")

@@ -110,5 +110,7 @@ def crashed(code: int, lines: Sequence[str], log: Path) -> OptError:
 def parse_refused(node: str, op: str, why: str, onnx: Path) -> OptError:
     """The error for a graph TensorRT's parser does not take."""
     return VerificationError(
-        f"TensorRT's parser refuses node {node or '(unnamed)'} ({op or 'unknown operator'}): {why}", where=str(onnx)
+        f"TensorRT's parser refuses node {node or '(unnamed)'} ({op or 'unknown operator'}): {why}",
+        where=str(onnx),
+        fix="a newer TensorRT may take it; else this model is not for this target: report it with the recipe and the model",
     )
