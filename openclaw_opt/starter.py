@@ -32,7 +32,9 @@ def starter_recipe(model: str, target: str, file: Path) -> str:
             "passes: [export, fuse, build]\nmetrics: [latency, memory, size]\n"
         )
     source, samples, length = DATA[spec.task]
-    sizes = f"samples: {samples}" + (f", length: {min(length, getattr(spec, 'context', None) or length)}" if length else "")
+    sizes = f"samples: {samples}" + (
+        f", length: {min(length, getattr(spec, 'context', None) or length)}" if length else ""
+    )
     metrics, budget = METRICS[spec.task]
     return (
         f"{head}"

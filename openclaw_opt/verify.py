@@ -128,7 +128,13 @@ def _flips(artifact: Artifact) -> bool:
 
 def _coarse(artifact: Artifact) -> bool:
     """Activations in 4 bits: one rounding that turns over is a third of its value, and no bound on the largest row means much."""
-    facts = artifact.facts.graph if isinstance(artifact, Engine) else artifact.facts if isinstance(artifact, Graph) else None
+    facts = (
+        artifact.facts.graph
+        if isinstance(artifact, Engine)
+        else artifact.facts
+        if isinstance(artifact, Graph)
+        else None
+    )
     rows = [FORMATS.get(layer.format) for layer in facts.quantized] if facts else []
     return any(row is not None and row.activation.startswith("FLOAT4") for row in rows)
 

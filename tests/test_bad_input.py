@@ -28,7 +28,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path, tmp_path: Path) -> Iterator[Say]:
+def say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path, tmp_path: Path
+) -> Iterator[Say]:
     """Run a verb as the console script does: its exit code, and what it says on standard error with the test's folder as TMP."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 

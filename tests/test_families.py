@@ -175,7 +175,11 @@ def test_a_lowered_encoder_or_classifier_is_what_hugging_face_computes(
 ) -> None:
     built = build(family)
     theirs = CLASSES[family].from_pretrained(built.checkpoint.folder, attn_implementation="eager").eval()
-    feed = {"pixel_values": torch.randn(3, 3, 16, 16)} if family == "vit" else {"pixel_values": torch.randn(3, 1, 224, 224)}
+    feed = (
+        {"pixel_values": torch.randn(3, 3, 16, 16)}
+        if family == "vit"
+        else {"pixel_values": torch.randn(3, 1, 224, 224)}
+    )
     if family == "bert":
         mask = (torch.arange(20) < torch.tensor([[20], [7], [1]])).long()
         feed = {"input_ids": tokens(3, 20), "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}

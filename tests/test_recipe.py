@@ -217,7 +217,9 @@ def test_an_unsupported_architecture(write_recipe: Write, tmp_path: Path) -> Non
     told = f"architecture 'LlamaForCausalLN' is not supported | did you mean 'LlamaForCausalLM'? {supported}"
     assert mistakes(file)[0].endswith(told)
     config.write_text(config.read_text().replace("LlamaForCausalLN", "MambaForCausalLM"))
-    assert mistakes(file)[0].endswith(f"architecture 'MambaForCausalLM' is not supported | {supported}"), "all end alike"
+    assert mistakes(file)[0].endswith(f"architecture 'MambaForCausalLM' is not supported | {supported}"), (
+        "all end alike"
+    )
 
 
 def test_an_uninstalled_package(write_recipe: Write, tiny_llama: Path) -> None:

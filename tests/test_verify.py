@@ -91,7 +91,14 @@ def test_a_wrong_proof_is_never_excused() -> None:
 def test_the_probe_of_a_short_context_fits() -> None:
     from openclaw_opt.models.families import spec_from_config
 
-    config = {"architectures": ["GPT2LMHeadModel"], "n_positions": 8, "vocab_size": 50, "n_embd": 8, "n_head": 2, "n_layer": 1}
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "n_positions": 8,
+        "vocab_size": 50,
+        "n_embd": 8,
+        "n_head": 2,
+        "n_layer": 1,
+    }
     probe = make_probe(spec_from_config(config), 0)
     assert probe.ids.shape == (2, 8)
     assert probe.lengths.tolist() == [8, 5]

@@ -213,7 +213,12 @@ class _Build:
                 "files": (self.plan.name,),
                 "receipt": receipt,
                 "kernels": trt_log.kernel_rows(log, names),
-                "notes": (*cache_notes(self.graph.facts), *log.notes, *_repeatable(done), *trt_legality.advise(self.graph.facts)),
+                "notes": (
+                    *cache_notes(self.graph.facts),
+                    *log.notes,
+                    *_repeatable(done),
+                    *trt_legality.advise(self.graph.facts),
+                ),
                 "tool": done["tool"],
                 "build_seconds": round(seconds, 3),
                 "build_peak_bytes": done["peak_bytes"],
