@@ -77,6 +77,12 @@ def load_recipe(
     return _Reader(located, file).recipe()
 
 
+def recipe_name(file: Path) -> str:
+    """The file's name; of the resolved recipe in a build's folder the folder's, which is what that build was called."""
+    name = file.name.removesuffix(".yaml").removesuffix(".resolved")
+    return file.absolute().parent.name if file.name == "recipe.resolved.yaml" else name
+
+
 def _command_line(located: Located, key: str, value: str) -> None:
     located.data[key] = value
     located.places[(key,)] = f"--{key} {value}"
@@ -105,7 +111,7 @@ class _Reader:
         if self.mistakes or top is None or target is None:
             raise RecipeError("the recipe has mistakes", where=str(self.file), mistakes=_unique(self.mistakes))
         return Recipe(
-            name=self.file.name.removesuffix(".yaml").removesuffix(".resolved"),
+            name=recipe_name(self.file),
             description=top.description,
             file=self.file,
             model=model,
