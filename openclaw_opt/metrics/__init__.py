@@ -87,7 +87,7 @@ class Metric(BaseModel):
         """A measured row, with what it is made of where it is made of items."""
         number = cls.number(name)
         facts: dict[str, object] = {"name": name, "unit": number.unit, "better": number.better}
-        facts |= {"subject": subject, "note": note} | (items.rounded() if items is not None else {})
+        facts |= {"subject": subject, "note": note, **(items.rounded() if items is not None else {})}
         if isinstance(estimate, (int, float)):
             return Measurement.model_validate({**facts, "value": float(estimate)})
         ends = {"low": estimate.low, "high": estimate.high, "samples": estimate.samples}
