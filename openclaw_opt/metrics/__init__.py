@@ -59,6 +59,10 @@ class Metric(BaseModel):
     needs_data: ClassVar[bool] = False
     """Measured on the evaluation data, against the reference: accuracy. Such a metric is measured after lossy passes too."""
     numbers: ClassVar[tuple[Number, ...]]
+    depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "artifact"
+    """What two numbers must share to be compared: nothing but the model and its data, the target too, or the machine too."""
+    effort: ClassVar[frozenset[str]] = frozenset()
+    """Options that change how long is measured, and not what: numbers that differ in them can be compared."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """One Measurement for every number of the subject's task."""

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -97,6 +97,8 @@ class Latency(Metric):
         "time to first token, time of a token, tokens per second, speedup over PyTorch eager float32"
     )
     numbers: ClassVar[tuple[Number, ...]] = _numbers()
+    depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "machine"
+    effort: ClassVar[frozenset[str]] = frozenset({"warmup", "time_box_s", "compare"})
 
     prompt: int = Field(default=128, gt=0)
     """Tokens of the prompt, or of the text of an encoder; cut to the model's context."""

@@ -126,15 +126,19 @@ def bootstrap(
     """
     if items < fewest_items(confidence):
         return None
-    draws = np.concatenate([statistic(rows) for rows in block_rows(items, seed, block, RESAMPLES)])
-    return ends(draws, confidence, max(2, items // block))
+    return ends(draws(statistic, items, seed=seed, block=block), confidence, max(2, items // block))
 
 
-def ends(draws: Samples, confidence: float, independent: int) -> Ends:
+def draws(statistic: Callable[[Rows], Samples], items: int, *, seed: int = 0, block: int = 1) -> Samples:
+    """The statistic of RESAMPLES samples of the items, [RESAMPLES]."""
+    return np.concatenate([statistic(rows) for rows in block_rows(items, seed, block, RESAMPLES)])
+
+
+def ends(drawn: Samples, confidence: float, independent: int) -> Ends:
     """Widened percentile interval of bootstrap draws over `independent` units (Hesterberg 2015, section 4.4)."""
     t = float(scipy_stats.t.ppf((1 + confidence) / 2, independent - 1))
     tail = 100 * float(scipy_stats.norm.cdf(-t * math.sqrt(independent / (independent - 1))))
-    low, high = np.percentile(draws, [tail, 100 - tail])
+    low, high = np.percentile(drawn, [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -68,7 +68,8 @@ def _cases(report: Report) -> Iterator[Case]:
 
 
 def _budget(budget: BudgetRecord, report: Report) -> Case:
-    undecided: Outcome = "failure" if _undecided_fails(report) else "skipped"
+    fails = _undecided_fails(report) if not budget.if_undecided else budget.if_undecided == "fail"
+    undecided: Outcome = "failure" if fails and report.exit_code == BUDGET_EXIT else "skipped"
     outcome: Outcome = {"met": "passed", "missed": "failure", "undecided": undecided}[budget.result]  # type: ignore[assignment]
     return Case("budget", f"{budget.metric} {budget.rule}", outcome, f"{budget.result}: {views.budget_line(budget)}")
 
