@@ -120,13 +120,13 @@ class Latency(Metric):
         eager = subject.eager if self.compare and subject.eager.open is not None else None
         with ExitStack() as stack:
             try:
-                ours = self._round(stack, subject.speed, subject.facts, self.new_tokens)
+                ours = self.round_of(stack, subject.speed, subject.facts, self.new_tokens)
             except MachineError as error:
                 return self.all_unmeasured(task, error.what, subject=subject.speed.subject)
             tokens = min(self.new_tokens, PAIRED_TOKENS)
-            theirs = self._round(stack, eager, subject.facts, tokens) if eager else None
+            theirs = self.round_of(stack, eager, subject.facts, tokens) if eager else None
             load = machine_load()
-            engine, reference = self._time(ours, theirs)
+            engine, reference = self.in_turns(ours, theirs)
         said = ", ".join(part for part in (subject.speed.note, load) if part)
         rows = self._rows(engine, subject.facts, subject.speed.subject, said)
         if eager:
@@ -138,7 +138,8 @@ class Latency(Metric):
         names = [number.name for number in self.numbers if number.name.startswith("speedup") and task in number.tasks]
         return rows + [self.unmeasured(name, why) for name in names]
 
-    def _round(self, stack: ExitStack, opener: Opener, facts: GraphFacts, tokens: int) -> Round:
+    def round_of(self, stack: ExitStack, opener: Opener, facts: GraphFacts, tokens: int) -> Round:
+        """One generation (or one batch) of a session that is opened on the stack. Raises MachineError where it cannot be."""
         import numpy as np
 
         from openclaw_opt.backends import DecoderSession, GenericSession
@@ -159,7 +160,7 @@ class Latency(Metric):
         infer = partial(session.infer, sample_feed(facts, self.prompt, self.batch))
         return lambda: (timed(infer), [])
 
-    def _time(self, ours: Round, theirs: Round | None) -> tuple[Times, Times]:
+    def in_turns(self, ours: Round, theirs: Round | None) -> tuple[Times, Times]:
         """Rounds in turns until there are enough samples or the time is up."""
         engine, reference = Times(), Times()
         pairs = [(ours, engine), *([(theirs, reference)] if theirs else [])]
