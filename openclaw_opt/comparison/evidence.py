@@ -96,7 +96,9 @@ def _stored(row: Measurement, confidence: float) -> Evidence:
         once = metric is not None and metric.depends_on == "machine"
         return Evidence(row.value, how=ONE_RUN if once else NO_ERROR)
     if confidence > COVERAGE + 1e-9:
-        return Evidence(row.value, why=f"only its {100 * COVERAGE:.0f} % interval is kept, and {confidence:g} was asked for")
+        return Evidence(
+            row.value, why=f"only its {100 * COVERAGE:.0f} % interval is kept, and {confidence:g} was asked for"
+        )
     return Evidence(row.value, row.low, row.high, f"its {100 * COVERAGE:.0f} % interval")
 
 

@@ -32,11 +32,11 @@ def table(one: Comparison) -> Table:
     """A row a number."""
     columns = (
         Column("Number", code=True),
+        Column("Result"),
+        Column("Change", numeric=True),
         Column("A", numeric=True),
         Column("B", numeric=True),
-        Column("Change", numeric=True),
         Column("Margin", numeric=True),
-        Column("Result"),
     )
     return Table(columns, tuple(_cells(row) for row in one.rows))
 
@@ -44,11 +44,11 @@ def table(one: Comparison) -> Table:
 def _cells(row: Compared) -> tuple[Cell, ...]:
     return (
         Cell(row.name),
+        Cell(row.result, mark=MARKS[row.result]),
+        Cell(_signed(row.change, row.relative) if row.change is not None else "–", row.change),
         Cell(_value(row.before, row.unit), row.before),
         Cell(_value(row.after, row.unit), row.after),
-        Cell(_signed(row.change, row.relative) if row.change is not None else "–", row.change),
         Cell(f"±{row.margin}" if row.margin else "–"),
-        Cell(row.result, mark=MARKS[row.result]),
     )
 
 

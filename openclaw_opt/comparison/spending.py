@@ -49,7 +49,9 @@ def layers_of(word: str, records: Sequence[PassRecord]) -> tuple[str, ...]:
         return ()
     noisy = sorted(((noise, layer) for layer in record.layers if (noise := _noise(layer))), key=lambda one: -one[0])
     total = sum(noise for noise, _ in noisy)
-    return tuple(f"{layer.name} ({_said(layer)}, {100 * noise / total:.0f} % of the noise)" for noise, layer in noisy[:MOST])
+    return tuple(
+        f"{layer.name} ({_said(layer)}, {100 * noise / total:.0f} % of the noise)" for noise, layer in noisy[:MOST]
+    )
 
 
 def _noise(layer: LayerRecord) -> float:
