@@ -43,23 +43,17 @@ def _start(metric: str, measurements: Sequence[Measurement], first: Measurement)
 
 
 def layers_of(word: str, records: Sequence[PassRecord]) -> tuple[str, ...]:
-    """The layers of that pass with the most noise, worst first, each with its SQNR and its share of all layers' noise."""
+    """Names of the layers of that pass with the most noise, worst first."""
     record = next((r for r in records if r.word == word and r.layers), None)
     if record is None:
         return ()
-    noisy = sorted(((noise, layer) for layer in record.layers if (noise := _noise(layer))), key=lambda one: -one[0])
-    total = sum(noise for noise, _ in noisy)
-    return tuple(
-        f"{layer.name} ({_said(layer)}, {100 * noise / total:.0f} % of the noise)" for noise, layer in noisy[:MOST]
+    noisy = sorted(
+        ((noise, layer.name) for layer in record.layers if (noise := noise_of(layer))), key=lambda one: -one[0]
     )
+    return tuple(name for _, name in noisy[:MOST])
 
 
-def _noise(layer: LayerRecord) -> float:
+def noise_of(layer: LayerRecord) -> float:
+    """What `layers_of` ranks by; 0 where the layer's error is not known."""
     sqnr = layer.output_sqnr_db if layer.output_sqnr_db is not None else layer.weight_sqnr_db
     return 0.0 if sqnr is None else layer.parameters * 10 ** (-sqnr / 10)
-
-
-def _said(layer: LayerRecord) -> str:
-    if layer.output_sqnr_db is not None:
-        return f"output SQNR {layer.output_sqnr_db:.1f} dB"
-    return f"weight SQNR {layer.weight_sqnr_db:.1f} dB"
