@@ -369,6 +369,22 @@ def test_no_report_and_a_truncated_one(write: Callable[..., str], tmp_path: Path
     assert "wants NAME=AMOUNT" in str(invoke(a, a, "--margin", "time").exception)
 
 
+def test_a_baseline_of_another_model_ends_the_build_before_work(
+    write: Callable[..., str], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    there = write("main", report())
+    arguments = ("build", "-r", str(write_recipe()), "-o", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"))
+    done = CliRunner().invoke(app, [*arguments, "--baseline", there])
+    assert isinstance(done.exception, RecipeError)
+    assert done.exception.exit_code == 2
+    assert str(done.exception).startswith(
+        f"--baseline {there}: not comparable: another checkpoint: weights of sha256 aaaa"
+    )
+    assert not (tmp_path / "out").exists()
+    none = CliRunner().invoke(app, [*arguments, "--baseline", str(tmp_path / "none")])
+    assert "there is no report here" in str(none.exception)
+
+
 # ---- real builds
 
 

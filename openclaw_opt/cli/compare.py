@@ -40,6 +40,8 @@ def compare(
     from openclaw_opt.comparison.verdicts import Options
 
     options = Options(confidence, parse_margins(margin or ()), "fail" if undecided is Undecided.fails else "pass")
+    if not stored and a.is_dir() and b.is_dir():
+        typer.echo(f"timing both engines in turns, for {seconds:g} s or a little more", err=True)
     found = run(a, b, options, seconds=None if stored else seconds)
     if output is not None:
         forms.write_comparison(found, output)
