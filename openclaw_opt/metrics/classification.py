@@ -27,7 +27,9 @@ class Classification(Metric):
     tasks: ClassVar[tuple[Task, ...]] = ("vision",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("accuracy.top1", "", "higher", "share of samples classified as labelled", ("vision",), True),
+        Number(
+            "accuracy.top1", "", "higher", "share of samples classified as labelled", ("vision",), of_checkpoint=True
+        ),
         Number("accuracy.top1.recovery", "", "higher", "accuracy / the checkpoint's accuracy", ("vision",)),
         Number("agreement.class", "", "higher", "share of samples with the checkpoint's class", ("vision",)),
     )

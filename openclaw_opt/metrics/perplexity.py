@@ -31,14 +31,21 @@ class Perplexity(Metric):
     tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("perplexity", "", "lower", "exp of the mean negative log-likelihood of a token", ("decoder",), True),
+        Number(
+            "perplexity",
+            "",
+            "lower",
+            "exp of the mean negative log-likelihood of a token",
+            ("decoder",),
+            of_checkpoint=True,
+        ),
         Number(
             "bits_per_byte",
             "bit/B",
             "lower",
             "negative log2-likelihood of the text by its UTF-8 bytes",
             ("decoder",),
-            True,
+            of_checkpoint=True,
         ),
         Number("perplexity.recovery", "", "higher", "reference perplexity / artifact perplexity", ("decoder",)),
         Number(

@@ -22,7 +22,7 @@ class Size(Metric):
 
     summary: ClassVar[str] = "what the engine takes on disk"
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("size_mib", "MiB", "lower", "every file the runtime loads", EVERY_TASK, True),
+        Number("size_mib", "MiB", "lower", "every file the runtime loads", EVERY_TASK, of_checkpoint=True),
         Number("size.reduction", "", "higher", "the checkpoint's weight files / what the runtime loads"),
     )
 
