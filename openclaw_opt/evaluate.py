@@ -24,12 +24,14 @@ MODEL_IN_TORCH = "model in PyTorch"
 
 
 def accuracy_of(plan: Plan, artifact: Artifact, store: Store) -> tuple[Measurement, ...]:
-    """The recipe's accuracy metrics on an artifact in the middle of the pipeline."""
+    """The recipe's accuracy metrics on an artifact in the middle of the pipeline, without their items: those of the
+    final one are compared with other builds."""
     metrics = [metric for metric in plan.recipe.metrics if metric.needs_data]
     if not metrics:
         return ()
     subject = subject_of(plan, artifact, None, store)
-    return tuple(row for metric in metrics for row in metric.measure(subject) if row.subject != "reference")
+    rows = (row for metric in metrics for row in metric.measure(subject) if row.subject != "reference")
+    return tuple(row.model_copy(update={"items": (), "weights": ()}) for row in rows)
 
 
 def subject_of(plan: Plan, artifact: Artifact, graph: Graph | None, store: Store) -> Subject:

@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 
 from openclaw_opt.artifacts import Artifact, Engine, Graph, Measurement, Model
+from openclaw_opt.comparison.budgets import Case, judge_budget
+from openclaw_opt.comparison.comparable import Provenance, machine_line
 from openclaw_opt.errors import BudgetMissed, MachineError
 from openclaw_opt.plan import Plan, source_facts
-from openclaw_opt.recipe import Recipe, resolved_yaml
-from openclaw_opt.recipe_grammar import Budget
-from openclaw_opt.records import BudgetRecord, BudgetResult, MachineRecord, PassRecord, Report, Verdict
+from openclaw_opt.recipe import resolved_yaml
+from openclaw_opt.records import BaselineRecord, BudgetRecord, MachineRecord, PassRecord, Report, Verdict
 from openclaw_opt.targets import cpu_title, host
 from openclaw_opt.versions import versions
 
@@ -31,13 +32,15 @@ def judge(
     peak_bytes: int,
     partial: bool,
     output: Path,
+    baseline: BaselineRecord | None = None,
 ) -> Report:
     """The whole report of a build."""
     recipe = plan.recipe
+    case = Case(measurements, records, baseline, provenance_of_plan(plan), recipe.undecided)
     engine = artifact.facts if isinstance(artifact, Engine) else None
     unfinished = engine is not None and not engine.finished
-    budgets = () if partial else tuple(judge_budget(budget, measurements, records) for budget in recipe.budgets)
-    verdict = verdict_of(recipe, budgets, unfinished=unfinished, partial=partial)
+    budgets = () if partial else tuple(judge_budget(budget, case) for budget in recipe.budgets)
+    verdict = verdict_of(budgets, unfinished=unfinished, partial=partial)
     return Report(
         name=recipe.name,
         description=recipe.description,
@@ -64,6 +67,7 @@ def judge(
         next_step=next_step_of(verdict, budgets, artifact, output),
         budgets=budgets,
         measurements=tuple(measurements),
+        baseline=baseline,
         passes=tuple(records),
         receipt=engine.receipt if engine else (),
         kernels=engine.kernels if engine else (),
@@ -81,57 +85,32 @@ def judge(
     )
 
 
-def judge_budget(budget: Budget, measurements: Sequence[Measurement], records: Sequence[PassRecord]) -> BudgetRecord:
-    """Met, missed, or undecided when there is nothing to compare with."""
-    found = next((m for m in measurements if m.name == budget.metric), None)
-    if found is None or found.value is None:
-        why = found.not_measured if found is not None else "the pipeline ended before it could be measured"
-        return BudgetRecord(metric=budget.metric, rule=budget.text, got=None, result="undecided", why=why)
-    met = budget.holds(found.value)
-    result: BudgetResult = "met" if met else "missed"
-    ends = [end for end in (found.low, found.high) if end is not None]
-    close = any(budget.holds(end) != met for end in ends)
-    why = (
-        f"the 95 % interval [{found.low:.4g}, {found.high:.4g}] reaches over the bound"
-        if close and len(ends) == 2
-        else ""
-    )
-    return BudgetRecord(
-        metric=budget.metric,
-        rule=budget.text,
-        got=found.value,
-        unit=found.unit,
-        result=result,
-        why=why,
-        spent_by="" if met else spender(budget.metric, records),
+def provenance_of_plan(plan: Plan) -> Provenance:
+    """What the numbers of the build that is being made are of."""
+    recipe = plan.recipe
+    return Provenance(
+        checkpoint=frozenset(plan.checkpoint.files.values()),
+        evaluation=source_facts(recipe.evaluation),
+        machine=machine_line(this_machine()),
+        target=recipe.target.name,
+        metrics={metric.word: metric.model_dump(mode="json") for metric in recipe.metrics},
     )
 
 
-def spender(metric: str, records: Sequence[PassRecord]) -> str:
-    """The pass after which the metric fell most; empty where it was not measured pass by pass."""
-    steps = [(r.word, m) for r in records for m in r.accuracy if m.name == metric and m.value is not None]
-    if not steps:
-        return ""
-    start = 1.0 if metric.endswith(".recovery") or metric.startswith("agreement") else steps[0][1].value or 0.0
-    losses, before = [], start
-    for word, measured in steps:
-        value = measured.value or 0.0
-        losses.append((before - value if measured.better == "higher" else value - before, word))
-        before = value
-    loss, word = max(losses)
-    return word if loss > 0 else ""
-
-
-def verdict_of(recipe: Recipe, budgets: Sequence[BudgetRecord], *, unfinished: bool, partial: bool) -> Verdict:
+def verdict_of(budgets: Sequence[BudgetRecord], *, unfinished: bool, partial: bool) -> Verdict:
     """A missed budget outweighs an unfinished engine, which outweighs what could not be decided."""
-    results = {budget.result for budget in budgets}
-    if "missed" in results:
+    if any(budget.result == "missed" for budget in budgets):
         return "budget missed"
     if unfinished:
         return "not finished"
-    if "undecided" in results and recipe.undecided == "fail":
+    if any(fails_undecided(budget) for budget in budgets):
         return "undecided"
     return "within budget" if budgets and not partial else "no budgets"
+
+
+def fails_undecided(budget: BudgetRecord) -> bool:
+    """Was it not decided, and does the recipe count that as missed?"""
+    return budget.result == "undecided" and budget.if_undecided != "pass"
 
 
 def exit_code_of(verdict: Verdict) -> int:
@@ -149,14 +128,30 @@ def next_step_of(verdict: Verdict, budgets: Sequence[BudgetRecord], artifact: Ar
     if isinstance(artifact, Engine) and not artifact.facts.finished:
         return f"on the GPU host: {artifact.facts.finish_command.replace('ARTIFACT', str(output))}"
     if verdict in ("budget missed", "undecided"):
-        first = next(b for b in budgets if b.result in ("missed", "undecided"))
-        spent = f" (spent by `{first.spent_by}`)" if first.spent_by else ""
-        if first.got is None:
-            return f"{first.metric} {first.rule} cannot be decided: not measured, {first.why}; measure it elsewhere, or set `undecided: pass`"
-        return f"{first.metric} {first.rule} does not hold: got {first.got:.4g}{spent}; change the recipe or the budget"
+        first = next(b for b in budgets if b.result == "missed" or (verdict == "undecided" and fails_undecided(b)))
+        return _after(first)
     if isinstance(artifact, (Model, Graph)):
         return f"the {type(artifact).__name__.lower()} is in {output}"
     return f"deploy {output}"
+
+
+def _after(budget: BudgetRecord) -> str:
+    """What to do about the budget that decided the verdict."""
+    if budget.result == "missed":
+        assert budget.got is not None
+        spent = f" (spent by `{budget.spent_by}`)" if budget.spent_by else ""
+        return (
+            f"{budget.metric} {budget.rule} does not hold: got {budget.got:.4g}{spent}; change the recipe or the budget"
+        )
+    if budget.got is None:
+        return (
+            f"{budget.metric} {budget.rule} cannot be decided: not measured, {budget.why}; "
+            "measure it elsewhere, or set `undecided: pass`"
+        )
+    return (
+        f"{budget.metric} {budget.rule} cannot be decided: got {budget.got:.4g}, {budget.why}; "
+        "give it more evidence, or set `undecided: pass`"
+    )
 
 
 def this_machine() -> MachineRecord:

@@ -19,16 +19,18 @@ from typing import Any
 from openclaw_opt import interrupts
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model
 from openclaw_opt.backends.engines import cannot_run
+from openclaw_opt.comparison.comparable import baseline_record, check_model, provenance_of
 from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
 from openclaw_opt.hooks import Hooks
-from openclaw_opt.judge import judge
+from openclaw_opt.judge import judge, provenance_of_plan
 from openclaw_opt.measure import measure, remembered, with_latency
 from openclaw_opt.memory import Peak, peak_memory
 from openclaw_opt.passes import PROOF, Done, Work
 from openclaw_opt.plan import Plan, Step, fuse_context, make_plan, output_folder, source_facts, steps_until, why_redone
 from openclaw_opt.publish import Manifest, locked, prepare, publish, read_manifest
 from openclaw_opt.recipe import Recipe
-from openclaw_opt.records import PassRecord, Report, Verification
+from openclaw_opt.records import BaselineRecord, PassRecord, Report, Verification
+from openclaw_opt.report import read_report
 from openclaw_opt.store import Store, digest, tree_size
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
@@ -36,14 +38,25 @@ WEIGHTS = (".safetensors", ".onnx", ".data", ".plan")
 
 
 def build(
-    recipe: Recipe, *, store: Store, output: Path | None = None, until: str | None = None, hooks: Hooks
+    recipe: Recipe,
+    *,
+    store: Store,
+    output: Path | None = None,
+    until: str | None = None,
+    baseline: Path | None = None,
+    hooks: Hooks,
 ) -> Report:
-    """Do the recipe. The report's `exit_code` says whether it is within budget; every other failure is raised."""
+    """Do the recipe. The report's `exit_code` says whether it is within budget; every other failure is raised.
+
+    Args:
+        baseline: a report.json, or the folder of a build, of the same checkpoint: what budgets `against: baseline` compare with.
+    """
     began, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
     folder = output_folder(recipe, output)
     with locked(folder), disk_errors(), peak_memory() as peak:
         prepare(folder)
         plan = make_plan(recipe, store)
+        against = opened_baseline(plan, baseline)
         steps = steps_until(plan, until)
         read_data(plan, steps, store)
         untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks)
@@ -59,6 +72,7 @@ def build(
             peak_bytes=peak.bytes,
             partial=until is not None and len(steps) < len(plan.steps),
             output=folder,
+            baseline=against,
         )
         publish(folder, report, artifact, Manifest.of(plan, steps, records, report))
     return report
@@ -82,6 +96,15 @@ def read_data(plan: Plan, steps: tuple[Step, ...], store: Store) -> None:
         except RecipeError as error:
             error.where = recipe.located.place(("data", role, error.where)) or error.where
             raise
+
+
+def opened_baseline(plan: Plan, path: Path | None) -> BaselineRecord | None:
+    """What the build is held against. Raises RecipeError, before any work, for one that nothing can be compared with."""
+    if path is None:
+        return None
+    report = read_report(path)
+    check_model(provenance_of_plan(plan), provenance_of(report), f"--baseline {path}")
+    return baseline_record(report, str(path))
 
 
 def run_steps(

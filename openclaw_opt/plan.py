@@ -102,6 +102,14 @@ def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
                 f"metric {metric.word!r} measures {fits} models; this one is a {spec.task}",
                 where=recipe.located.place(("metrics", i)),
             )
+    given = {name for metric in recipe.metrics for name in metric.measurement_names(spec.task)}
+    for budget in recipe.budgets:
+        if given and budget.metric not in given:
+            yield RecipeError(
+                f"{budget.metric!r} is not measured of a {spec.task}",
+                where=recipe.located.place(("budgets", budget.metric)),
+                fix=nearest(budget.metric, given),
+            )
 
 
 def _view(recipe: Recipe, spec: DecoderSpec | HfSpec, index: int) -> View:

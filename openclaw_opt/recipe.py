@@ -24,7 +24,8 @@ from openclaw_opt.errors import OptError, RecipeError, nearest
 from openclaw_opt.metrics import Metric
 from openclaw_opt.parts import part_named
 from openclaw_opt.passes import Pass
-from openclaw_opt.recipe_grammar import RULE, Budget, Grammar, TargetChoice
+from openclaw_opt.recipe_budgets import budget_of, choice_of, preset_budgets
+from openclaw_opt.recipe_grammar import PRESET, Budget, BudgetChoice, Grammar, TargetChoice
 from openclaw_opt.recipe_yaml import Located, Path_, override, read_located
 from openclaw_opt.targets import Target, target_named
 
@@ -240,23 +241,21 @@ class _Reader:
     def _budgets(self, metrics: Sequence[Metric]) -> list[Budget]:
         section, declared = self.located.data.get("budgets"), self.located.data.get("metrics", [])
         whole = isinstance(declared, list) and len(metrics) == len(declared)  # else the metric's own mistake is enough
-        names = [name for metric in metrics for name in metric.measurement_names()]
-        found: list[Budget] = []
-        for name, text in section.items() if isinstance(section, dict) else ():
+        numbers = {number.name: number for metric in metrics for number in metric.numbers}
+        found: dict[str, Budget] = {}
+        for name, value in section.items() if isinstance(section, dict) else ():
             path: Path_ = ("budgets", name)
-            match = RULE.fullmatch(text) if isinstance(text, str) else None
-            if match is None:
-                self._add(
-                    f"a budget is a comparison with a number; got {text!r}", path, 'e.g. ">= 0.98", "<= 12", "> 2"'
-                )
-            elif name not in names and whole:
-                known = (
-                    nearest(name, names) if names else "the recipe measures nothing: add the metric under `metrics:`"
-                )
-                self._add(f"no metric of this recipe measures {name!r}", path, known)
-            else:
-                found.append(Budget(name, match[1], float(match[2]), text.strip()))
-        return found
+            try:
+                if name == PRESET:
+                    found = (preset_budgets(value, numbers) if whole else {}) | found
+                    continue
+                choice = choice_of(value)
+                made = choice if isinstance(choice, BudgetChoice) else self._validated(BudgetChoice, choice, path)
+                if made is not None and (whole or name in numbers):
+                    found[name] = budget_of(name, made, numbers)
+            except RecipeError as error:
+                self._add(error.what, (*path, error.where) if error.where else path, error.fix)
+        return list(found.values())
 
     def _validated(self, cls: type[Part], value: Mapping[str, Any], path: Path_) -> Part | None:
         try:
@@ -371,7 +370,7 @@ def resolved_yaml(recipe: Recipe) -> str:
     data["data"] = {role: source.described() for role, source in sources.items() if source is not None}
     data["passes"] = [{item.word: item.model_dump(mode="json")} for item in recipe.passes]
     data["metrics"] = [{item.word: item.model_dump(mode="json")} for item in recipe.metrics]
-    data["budgets"] = {budget.metric: budget.text for budget in recipe.budgets}
+    data["budgets"] = {budget.metric: budget.written() for budget in recipe.budgets}
     data["undecided"], data["seed"] = recipe.undecided, recipe.seed
     text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
     return text

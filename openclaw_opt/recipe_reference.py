@@ -23,7 +23,8 @@ from openclaw_opt.metrics import Metric, Number
 from openclaw_opt.parts import part_named, part_names
 from openclaw_opt.passes import Pass
 from openclaw_opt.passes.quantize import ALGORITHMS
-from openclaw_opt.recipe_grammar import DataSection, Grammar, TargetChoice
+from openclaw_opt.presets import PRESETS
+from openclaw_opt.recipe_grammar import BudgetChoice, DataSection, Grammar, TargetChoice
 from openclaw_opt.targets import HOST, TARGETS, TERA, Target, formats_of
 
 INTERRUPTED = 130
@@ -79,23 +80,45 @@ BUDGETS = """\
 ## Budgets
 
 A budget is a measurement's name and a comparison with a number: `>=`, `<=`, `>` or `<`. The measurement must be one that the
-recipe's metrics give; otherwise the recipe is refused. The value is compared, not its interval: where the 95 % interval
-reaches over the bound, the report says so.
+recipe's metrics give; otherwise the recipe is refused. As a mapping it says more:
+
+```yaml
+budgets:
+  perplexity.recovery: ">= 0.98"
+  bits_per_byte: {rule: "<= +1 %", against: checkpoint}
+  size_mib: {against: baseline}                                # no worse; a size has no interval and is decided exactly
+  kl.mean: {rule: "<= 0.002", confidence: 0.99}
+  agreement.top1: {against: baseline, margin: 0.005, undecided: pass}
+  latency.decode.p50_ms: {against: baseline, tolerance: "10 %"}
+  preset: mlperf-99
+```
+"""
+
+RESULTS = """\
+`against: checkpoint` needs a number that the checkpoint has too; `against: baseline` needs `openclaw-opt build --baseline
+FOLDER` (or a `report.json`). The baseline is no key of the recipe: where an earlier build lies is a matter of the machine,
+and a recipe says the same everywhere. A baseline of another checkpoint ends the build before any work, with exit code 2. One
+with other evaluation data (for accuracy) or of another machine (for time and memory) leaves the budgets on those undecided.
+
+What decides is the interval at the budget's confidence, not the value:
 
 | result | when |
 |---|---|
-| met | the comparison holds |
-| missed | it does not; the report names the pass after which the number fell most, where it was measured pass by pass |
-| undecided | the number was not measured. `undecided: fail` counts it as missed, `undecided: pass` lets it through |
+| met | the whole interval keeps the rule |
+| missed | no part of it does; the report names the pass that spent it, and that pass's worst layers |
+| undecided | the interval reaches over the bound, there are too few samples, the number was not measured, or it cannot be \
+compared. `undecided: fail` counts it as missed, `undecided: pass` lets it through |
 
-A missed budget outweighs an unfinished engine, which outweighs an undecided budget.
+A percentile of latency is met only if so few samples are over the limit that the true percentile is under it at the
+budget's confidence, and missed only if so many are over it that it is not; how many that takes is in
+[metrics.md](metrics.md#deciding). A missed budget outweighs an unfinished engine, which outweighs an undecided budget.
 """
 
 
 def recipe_reference() -> str:
     """The whole page, Markdown, ending with a newline."""
     return "\n".join(
-        [HEAD, *_top(), EXTENDS, *_passes(), *_sources(), *_metrics(), BUDGETS, *_tables(), *_exit_codes()]
+        [HEAD, *_top(), EXTENDS, *_passes(), *_sources(), *_metrics(), *_budgets(), *_tables(), *_exit_codes()]
     )
 
 
@@ -157,6 +180,23 @@ def _metrics() -> list[str]:
         where = " Measured on the evaluation data, after every lossy pass too." if cls.needs_data else ""
         lines += [f"### `{word}`\n", f"{_sentence(cls.summary)}{where}\n", *_numbers(cls.numbers), *_options(cls)]
     return lines
+
+
+def _budgets() -> list[str]:
+    """The forms, the keys of the mapping, the results, the presets."""
+    rows = [
+        [f"[`{row.name}`]({row.source})", "; ".join(f"`{metric}` {rule}" for metric, rule in row.rules.items())]
+        for row in PRESETS.values()
+    ]
+    return [
+        BUDGETS,
+        *_options(BudgetChoice),
+        RESULTS,
+        "### Presets\n",
+        "A preset stands for those of its rules that the recipe's metrics measure. A budget of the same name beside it "
+        "replaces the preset's.\n",
+        *_table(["preset", "rules"], rows),
+    ]
 
 
 def _numbers(numbers: Iterable[Number]) -> list[str]:

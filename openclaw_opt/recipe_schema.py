@@ -11,7 +11,17 @@ from openclaw_opt.field_docs import described
 from openclaw_opt.metrics import Metric
 from openclaw_opt.parts import part_named, part_names
 from openclaw_opt.passes import Pass
-from openclaw_opt.recipe_grammar import RULE, DataSection, Grammar, TargetChoice
+from openclaw_opt.presets import PRESETS
+from openclaw_opt.recipe_grammar import (
+    AMOUNT,
+    PRESET,
+    RELATIVE_RULE,
+    RULE,
+    BudgetChoice,
+    DataSection,
+    Grammar,
+    TargetChoice,
+)
 from openclaw_opt.targets import target_names
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -22,12 +32,12 @@ def recipe_schema() -> dict[str, Any]:
     top = described(Grammar).model_json_schema()
     required = top.pop("required")
     definitions: dict[str, Any] = dict(top.pop("$defs", {}))
-    for nested in (DataSection, TargetChoice):
+    for nested in (DataSection, TargetChoice, BudgetChoice):
         definitions[nested.__name__] = described(nested).model_json_schema()
     properties = top["properties"]
     properties["passes"] |= {"items": _items("passes", Pass, definitions)}
     properties["metrics"] |= {"items": _items("metrics", Metric, definitions)}
-    properties["budgets"] |= {"additionalProperties": {"type": "string", "pattern": f"^{RULE.pattern}$"}}
+    properties["budgets"] |= _budgets(definitions["BudgetChoice"])
     sources = {"anyOf": [{"enum": list(source_names())}, *(_source(name, definitions) for name in source_names())]}
     for role in ("calibration", "evaluation"):
         meaning = definitions["DataSection"]["properties"][role].get("description", "")
@@ -39,6 +49,23 @@ def recipe_schema() -> dict[str, Any]:
     }
     whole = {"anyOf": [{"required": ["extends"]}, {"required": required}]}  # another recipe may bring the rest
     return {"$schema": DRAFT, **top, **whole, "title": "openclaw-opt recipe", "$defs": definitions}
+
+
+def _budgets(mapping: dict[str, Any]) -> dict[str, Any]:
+    """The short form, a mapping, or presets; the patterns that the reader uses are put into the mapping."""
+    mapping["properties"]["rule"] |= _text(RELATIVE_RULE.pattern)
+    for key in ("tolerance", "margin"):
+        mapping["properties"][key] |= {"anyOf": [{"type": "number", "minimum": 0}, *_text(AMOUNT.pattern)["anyOf"]]}
+    name = {"enum": list(PRESETS)}
+    short = {"type": "string", "pattern": f"^{RULE.pattern}$"}
+    return {
+        "properties": {PRESET: {"anyOf": [name, {"type": "array", "items": name}]}},
+        "additionalProperties": {"anyOf": [short, {"$ref": "#/$defs/BudgetChoice"}]},
+    }
+
+
+def _text(pattern: str) -> dict[str, Any]:
+    return {"anyOf": [{"type": "string", "pattern": f"^{pattern}$"}, {"type": "null"}]}
 
 
 def _items(folder: str, base: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:

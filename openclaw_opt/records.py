@@ -38,6 +38,8 @@ class BudgetRecord(Facts):
     confidence: float | None = None
     evidence: str = ""
     """The test that decided it and its figures, e.g. `paired bootstrap over 64 sequences` or `McNemar exact, p = 0.003`."""
+    if_undecided: Literal["", "fail", "pass"] = ""
+    """What `undecided` counts as; empty in reports that do not say it by the budget."""
 
 
 class BaselineRecord(Facts):
@@ -50,6 +52,12 @@ class BaselineRecord(Facts):
     machine: str
     target: str
     measurements: tuple[Measurement, ...] = ()
+    checkpoint_files: dict[str, str] = {}
+    """Weight file to sha256; what was compared is of the same checkpoint."""
+    evaluation: dict[str, Any] = {}
+    """Its evaluation data, as in `Report.data`."""
+    metrics: dict[str, dict[str, Any]] = {}
+    """Its metrics with their options: under what its numbers were taken."""
 
 
 class CostRecord(Facts):

@@ -7,14 +7,17 @@ here, and its latency measured where it can run. The checkpoint is not needed.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openclaw_opt.artifacts import Engine, Graph, Measurement
 from openclaw_opt.backends.engines import cannot_run
 from openclaw_opt.backends.tensorrt import cannot_build
+from openclaw_opt.comparison.budgets import Case, judge_budget
+from openclaw_opt.comparison.comparable import machine_line, provenance_of
 from openclaw_opt.errors import MachineError, RecipeError
-from openclaw_opt.judge import exit_code_of, judge_budget, next_step_of, this_machine, verdict_of
+from openclaw_opt.judge import exit_code_of, next_step_of, this_machine, verdict_of
 from openclaw_opt.memory import peak_memory
 from openclaw_opt.pipeline import disk_errors, logs_kept, weight_bytes
 from openclaw_opt.publish import RESOLVED, Manifest, locked, publish, read_manifest
@@ -95,8 +98,10 @@ def _report(report: Report, recipe: Recipe, engine: Engine, record: PassRecord, 
     facts = engine.facts
     measurements = tuple(_renewed(row, cannot_run(facts)) for row in report.measurements)
     records = (*report.passes[:-1], record)
-    budgets = tuple(judge_budget(budget, measurements, records) for budget in recipe.budgets)
-    verdict = verdict_of(recipe, budgets, unfinished=False, partial=False)
+    ours = replace(provenance_of(report), machine=machine_line(this_machine()))
+    case = Case(measurements, records, report.baseline, ours, recipe.undecided)
+    budgets = tuple(judge_budget(budget, case) for budget in recipe.budgets)
+    verdict = verdict_of(budgets, unfinished=False, partial=False)
     return report.model_copy(
         update={
             "verdict": verdict,

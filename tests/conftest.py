@@ -21,7 +21,7 @@ model: {model}
 target: host
 data:
   calibration: {{source: text, path: {calibration}, split: all, samples: 16, length: 64}}
-  evaluation:  {{source: text, path: {evaluation}, split: all, samples: 4, length: 48}}
+  evaluation:  {{source: text, path: {evaluation}, split: all, samples: 8, length: 48}}
 passes:
   - quantize: {{format: int8, algorithm: max}}
   - export

@@ -96,6 +96,12 @@ def test_the_recipe_of_the_reference_is_valid(validator: Any) -> None:
     assert [error.message for error in validator.iter_errors(recipe)] == []
 
 
+def test_every_form_of_a_budget_is_valid(validator: Any) -> None:
+    budgets = yaml.safe_load(fenced(DOCS / "recipe.md", "yaml")[1])
+    assert len(budgets["budgets"]) == 7
+    assert [error.message for error in validator.iter_errors({"extends": "int8-cpu.yaml", **budgets})] == []
+
+
 def test_a_recipe_that_extends_another_is_valid(validator: Any) -> None:
     assert validator.is_valid({"extends": "int8-cpu.yaml", "target": "l4"})
 
@@ -113,6 +119,12 @@ BROKEN: list[dict[str, Any]] = [
     {"metrics": [{"latency": {"batch": 0}}]},
     {"budgets": {"speedup": "at least 2"}},
     {"budgets": {"speedup": 2}},
+    {"budgets": {"speedup": ">= 2 %"}},
+    {"budgets": {"speedup": {"rul": ">= 2"}}},
+    {"budgets": {"speedup": {"rule": "at least 2"}}},
+    {"budgets": {"speedup": {"against": "main"}}},
+    {"budgets": {"speedup": {"against": "baseline", "tolerance": "some"}}},
+    {"budgets": {"preset": "mlperf-98"}},
     {"data": {"calibration": {"source": "python-stdlib"}}},
     {"data": {"calibration": {"source": "python-stdlib", "split": "train", "sample": 4}}},
     {"undecided": "maybe"},

@@ -96,7 +96,7 @@ def test_too_little_evidence_asks_for_samples_and_a_missing_number_for_nothing(w
     one = missed(0.0100, 0.0105, low=0.009, high=0.011)
     undecided = one.budgets[0].model_copy(update={"result": "undecided"})
     found = proposals(one.model_copy(update={"budgets": (undecided,)}), recipe)
-    assert settings(found) == ["data.evaluation.samples=16"]  # half width 0.001, distance 0.0005: four times 4
+    assert settings(found) == ["data.evaluation.samples=32"]  # half width 0.001, distance 0.0005: four times 8
     empty = Measurement(name=METRIC, value=None, unit="nat", better="lower", not_measured="no NVIDIA GPU")
     nothing = one.model_copy(
         update={"measurements": (empty,), "budgets": (undecided.model_copy(update={"got": None}),)}

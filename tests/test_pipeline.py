@@ -20,9 +20,9 @@ import pytest
 from openclaw_opt import interrupts
 from openclaw_opt.artifacts import Model
 from openclaw_opt.cli.progress import Silent
+from openclaw_opt.comparison.spending import spender
 from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
 from openclaw_opt.interrupts import Interrupted
-from openclaw_opt.judge import spender
 from openclaw_opt.parts import part_named
 from openclaw_opt.passes import Done, Pass, Work
 from openclaw_opt.passes.quantize import Quantize
@@ -145,7 +145,7 @@ def test_changed_evaluation_data_renews_the_waterfall(write_recipe: Write, cache
     second, hooks = run(file, cache, tmp_path / "out", "data.evaluation.samples=3")
     assert hooks.redone() == {}, "no pass depends on evaluation data"
     samples = [[m.samples for m in report.passes[1].accuracy if m.name == "perplexity"] for report in (first, second)]
-    assert samples == [[4], [3]]
+    assert samples == [[8], [3]]
 
 
 def test_a_build_killed_between_its_renames_is_put_back(write_recipe: Write, cache: Path, tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def test_every_mistake_of_a_file_is_found_in_one_pass(write_recipe: Write) -> No
     ("change", "told"),
     [
         (("algorithm: max", "algoritm: max"), "unknown key 'algoritm' | did you mean 'algorithm'?"),
-        (("samples: 4,", "samples: four,"), "samples"),
-        (("samples: 4,", "samples: 0,"), "greater than 0"),
+        (("samples: 8,", "samples: four,"), "samples"),
+        (("samples: 8,", "samples: 0,"), "greater than 0"),
         (("evaluation:  {source: text,", "evaluation:  {source: txt,"), "unknown data source 'txt' | did you mean 'text'?"),
         (("  - build\n", "  - build: 3\n"), "the options of 'build' are a mapping; got 3"),
         (("perplexity.recovery:", "perplexity.recovry:"), "did you mean 'perplexity.recovery'?"),

@@ -19,6 +19,7 @@ def build(
     model: ModelChoice = None,
     target: TargetName = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write [default: build/RECIPE].", show_default=False)] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Folder or report.json that budgets `against: baseline` compare with.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish the engine of ARTIFACT on this machine.")] = False,
     cache: CacheFolder = None,
     json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output and nothing else.")] = False,
@@ -40,6 +41,10 @@ def build(
                     "--resume wants the folder of an unfinished build",
                     fix="openclaw-opt build build/int8-h100 --resume",
                 )
+            if baseline is not None:
+                raise RecipeError(
+                    "--resume keeps the baseline that the build began with", where=f"--baseline {baseline}"
+                )
             report = finish(artifact, store=store, hooks=hooks)
         else:
             if artifact is not None:
@@ -48,7 +53,7 @@ def build(
                     fix=f"openclaw-opt build --recipe {artifact}, or add --resume to finish an artifact",
                 )
             made = load_recipe(needed(recipe), settings=set_ or (), model=model, target=target)
-            report = run(made, store=store, output=output, until=until, hooks=hooks)
+            report = run(made, store=store, output=output, until=until, baseline=baseline, hooks=hooks)
     _print(report, json)
     sys.exit(report.exit_code)
 

@@ -35,5 +35,5 @@ def check(
         f"{made.name}: {spec.family} {spec.task}, {len(listing.tensors)} tensors, for {made.target.title} by {made.backend}"
     )
     typer.echo(f"passes: {passes}")
-    typer.echo(f"budgets: {', '.join(f'{b.metric} {b.text}' for b in made.budgets) or 'none'}")
+    typer.echo(f"budgets: {', '.join(f'{b.metric} {b}' for b in made.budgets) or 'none'}")
     typer.echo("no mistakes found")

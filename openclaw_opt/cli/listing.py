@@ -10,12 +10,12 @@ import typer
 
 
 def list_(
-    what: Annotated[str | None, typer.Argument(help="passes, formats, targets, metrics, data or recipes.", show_default=False)] = None,
+    what: Annotated[str | None, typer.Argument(help="passes, formats, targets, metrics, presets, data or recipes.", show_default=False)] = None,
     folder: Annotated[Path, typer.Option(help="Where recipes are looked for.")] = Path("recipes"),
 ) -> None:  # fmt: skip
     """List what a recipe can name.
 
-    Passes, formats, targets, metrics, data sources, and the recipes at hand.
+    Passes, formats, targets, metrics, presets of budgets, data sources, and the recipes at hand.
     """
     from openclaw_opt.errors import RecipeError, nearest
 
@@ -24,6 +24,7 @@ def list_(
         "formats": _formats,
         "targets": _targets,
         "metrics": _metrics,
+        "presets": _presets,
         "data": _data,
         "recipes": lambda: _recipes(folder),
     }
@@ -88,6 +89,12 @@ def _metrics() -> list[tuple[str, ...]]:
     return [
         (name, ", ".join(part_named("metrics", name, Metric)().measurement_names())) for name in part_names("metrics")
     ]  # type: ignore[type-abstract]
+
+
+def _presets() -> list[tuple[str, ...]]:
+    from openclaw_opt.presets import PRESETS
+
+    return [(row.name, row.title) for row in PRESETS.values()]
 
 
 def _data() -> list[tuple[str, ...]]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openclaw_opt.comparison.budgets import Case, judge_budget
 from openclaw_opt.errors import OptError, RecipeError
 from openclaw_opt.explain.proposals import Proposal
-from openclaw_opt.judge import judge_budget
 from openclaw_opt.measure import measure
 from openclaw_opt.pipeline import run_steps
 from openclaw_opt.plan import check_recipe, make_plan
@@ -76,5 +76,6 @@ def _trial(proposal: Proposal, recipe: Recipe, store: Store, hooks: Hooks) -> Tr
         measurements = measure(plan, plan.steps, artifact, store, hooks)
     except OptError as error:
         return Trial(proposal, failed=str(error).splitlines()[0])
-    budgets = tuple(judge_budget(budget, measurements, records) for budget in recipe.budgets)
+    case = Case(measurements, records, undecided=recipe.undecided)  # of calibration data: no baseline is comparable
+    budgets = tuple(judge_budget(budget, case) for budget in recipe.budgets)
     return Trial(proposal, budgets, records[-1].size_bytes)

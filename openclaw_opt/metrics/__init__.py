@@ -7,6 +7,7 @@ a value, or the reason why there is none.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -29,6 +30,22 @@ class Number(NamedTuple):
     better: Literal["higher", "lower", "neither"]
     meaning: str
     tasks: tuple[Task, ...] = EVERY_TASK
+    of_checkpoint: bool = False
+    """The checkpoint has this number too, so that a budget can be stated `against: checkpoint`."""
+
+
+class Items(NamedTuple):
+    """One number an evaluation item and what each counts, in the order of the data; the row's value is their Σ/Σ."""
+
+    items: Iterable[float]
+    weights: Iterable[float]
+
+    def rounded(self) -> dict[str, tuple[float, ...]]:
+        """To 8 significant digits: a sum keeps 7 of them, and report.json its size."""
+        return {
+            "items": tuple(float(f"{one:.8g}") for one in self.items),
+            "weights": tuple(float(f"{one:.8g}") for one in self.weights),
+        }
 
 
 class Metric(BaseModel):
@@ -42,6 +59,10 @@ class Metric(BaseModel):
     needs_data: ClassVar[bool] = False
     """Measured on the evaluation data, against the reference: accuracy. Such a metric is measured after lossy passes too."""
     numbers: ClassVar[tuple[Number, ...]]
+    depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "artifact"
+    """What two numbers must share to be compared: nothing but the model and its data, the target too, or the machine too."""
+    effort: ClassVar[frozenset[str]] = frozenset()
+    """Options that change how long is measured, and not what: numbers that differ in them can be compared."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """One Measurement for every number of the subject's task."""
@@ -58,10 +79,19 @@ class Metric(BaseModel):
         return {number.name: number for number in cls.numbers}[name]
 
     @classmethod
-    def row(cls, name: str, estimate: Estimate | float, *, subject: str = "engine", note: str = "") -> Measurement:
-        """A measured row."""
+    def row(
+        cls,
+        name: str,
+        estimate: Estimate | float,
+        *,
+        subject: str = "engine",
+        note: str = "",
+        items: Items | None = None,
+    ) -> Measurement:
+        """A measured row, with what it is made of where it is made of items."""
         number = cls.number(name)
-        facts = {"name": name, "unit": number.unit, "better": number.better, "subject": subject, "note": note}
+        facts: dict[str, object] = {"name": name, "unit": number.unit, "better": number.better}
+        facts |= {"subject": subject, "note": note, **(items.rounded() if items is not None else {})}
         if isinstance(estimate, (int, float)):
             return Measurement.model_validate({**facts, "value": float(estimate)})
         ends = {"low": estimate.low, "high": estimate.high, "samples": estimate.samples}

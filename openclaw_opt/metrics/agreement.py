@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
-from openclaw_opt.metrics import Metric, Number
+from openclaw_opt.metrics import Items, Metric, Number
 
 if TYPE_CHECKING:
     from openclaw_opt.metrics.subject import Subject
@@ -53,6 +53,6 @@ def agreement_rows(scores: tuple[SequenceScore, ...], *, subject: str = "engine"
     agreed = np.array([score.agreed for score in scores], np.float64)
     kl = np.array([score.kl for score in scores])
     return [
-        Agreement.row("agreement.top1", ratio_of_sums(agreed, tokens), subject=subject, note=note),
-        Agreement.row("kl.mean", ratio_of_sums(kl, tokens), subject=subject, note=note),
+        Agreement.row(name, ratio_of_sums(sums, tokens), subject=subject, note=note, items=Items(sums, tokens))
+        for name, sums in (("agreement.top1", agreed), ("kl.mean", kl))
     ]

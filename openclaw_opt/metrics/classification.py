@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
-from openclaw_opt.metrics import Metric, Number
+from openclaw_opt.metrics import Items, Metric, Number
 
 if TYPE_CHECKING:
     from openclaw_opt.backends import Floats, Ids
@@ -27,7 +27,9 @@ class Classification(Metric):
     tasks: ClassVar[tuple[Task, ...]] = ("vision",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("accuracy.top1", "", "higher", "share of samples classified as labelled", ("vision",)),
+        Number(
+            "accuracy.top1", "", "higher", "share of samples classified as labelled", ("vision",), of_checkpoint=True
+        ),
         Number("accuracy.top1.recovery", "", "higher", "accuracy / the checkpoint's accuracy", ("vision",)),
         Number("agreement.class", "", "higher", "share of samples with the checkpoint's class", ("vision",)),
     )
@@ -58,11 +60,12 @@ def classification_rows(reference: Floats, ours: Floats, labels: Ids, *, subject
     ones = np.ones(len(labels))
     right, was_right = (mine == labels).astype(np.float64), (theirs == labels).astype(np.float64)
     rows = [
-        Classification.row("accuracy.top1", ratio_of_sums(right, ones), subject=subject),
-        Classification.row("accuracy.top1", ratio_of_sums(was_right, ones), subject="reference"),
-        Classification.row(
-            "agreement.class", ratio_of_sums((mine == theirs).astype(np.float64), ones), subject=subject
-        ),
+        Classification.row(name, ratio_of_sums(hits, ones), subject=who, items=Items(hits, ones))
+        for name, who, hits in (
+            ("accuracy.top1", subject, right),
+            ("accuracy.top1", "reference", was_right),
+            ("agreement.class", subject, (mine == theirs).astype(np.float64)),
+        )
     ]
     if not was_right.any():
         why = "the checkpoint classifies no sample as labelled"
@@ -70,7 +73,8 @@ def classification_rows(reference: Floats, ours: Floats, labels: Ids, *, subject
     # A draw without one right answer of the checkpoint has no ratio: the interval needs enough of them.
     enough = was_right.sum() >= MINIMUM_RIGHT
     recovery = ratio_of_sums(right, was_right) if enough else float(right.sum() / was_right.sum())
-    return [*rows, Classification.row("accuracy.top1.recovery", recovery, subject=subject)]
+    pairs = Items(right, was_right)
+    return [*rows, Classification.row("accuracy.top1.recovery", recovery, subject=subject, items=pairs)]
 
 
 MINIMUM_RIGHT = 20

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
-from openclaw_opt.metrics import Metric, Number
+from openclaw_opt.metrics import Items, Metric, Number
 
 if TYPE_CHECKING:
     from openclaw_opt.backends import Floats
@@ -54,13 +54,13 @@ def embedding_rows(reference: Floats, ours: Floats, *, subject: str = "engine", 
     from openclaw_opt.numerics.stats import Estimate, ratio_of_sums
 
     similar, ones = cosine(reference, ours), np.ones(len(ours))
+    mean, worst = ratio_of_sums(similar, ones), Estimate(float(similar.min()), None, None, len(ours))
     rows = [
-        Embedding.row("embedding.cosine.mean", ratio_of_sums(similar, ones), subject=subject, note=note),
-        Embedding.row(
-            "embedding.cosine.min", Estimate(float(similar.min()), None, None, len(ours)), subject=subject, note=note
-        ),
+        Embedding.row("embedding.cosine.mean", mean, subject=subject, note=note, items=Items(similar, ones)),
+        Embedding.row("embedding.cosine.min", worst, subject=subject, note=note),
     ]
     if len(ours) < 2:
         return [*rows, Embedding.unmeasured("embedding.retrieval", "one text has no neighbours", subject=subject)]
     same = (nearest_neighbours(reference) == nearest_neighbours(ours)).astype(np.float64)
-    return [*rows, Embedding.row("embedding.retrieval", ratio_of_sums(same, ones), subject=subject, note=note)]
+    share = ratio_of_sums(same, ones)
+    return [*rows, Embedding.row("embedding.retrieval", share, subject=subject, note=note, items=Items(same, ones))]

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -97,6 +97,8 @@ class Latency(Metric):
         "time to first token, time of a token, tokens per second, speedup over PyTorch eager float32"
     )
     numbers: ClassVar[tuple[Number, ...]] = _numbers()
+    depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "machine"
+    effort: ClassVar[frozenset[str]] = frozenset({"warmup", "time_box_s", "compare"})
 
     prompt: int = Field(default=128, gt=0)
     """Tokens of the prompt, or of the text of an encoder; cut to the model's context."""
@@ -118,13 +120,13 @@ class Latency(Metric):
         eager = subject.eager if self.compare and subject.eager.open is not None else None
         with ExitStack() as stack:
             try:
-                ours = self._round(stack, subject.speed, subject.facts, self.new_tokens)
+                ours = self.round_of(stack, subject.speed, subject.facts, self.new_tokens)
             except MachineError as error:
                 return self.all_unmeasured(task, error.what, subject=subject.speed.subject)
             tokens = min(self.new_tokens, PAIRED_TOKENS)
-            theirs = self._round(stack, eager, subject.facts, tokens) if eager else None
+            theirs = self.round_of(stack, eager, subject.facts, tokens) if eager else None
             load = machine_load()
-            engine, reference = self._time(ours, theirs)
+            engine, reference = self.in_turns(ours, theirs)
         said = ", ".join(part for part in (subject.speed.note, load) if part)
         rows = self._rows(engine, subject.facts, subject.speed.subject, said)
         if eager:
@@ -136,7 +138,8 @@ class Latency(Metric):
         names = [number.name for number in self.numbers if number.name.startswith("speedup") and task in number.tasks]
         return rows + [self.unmeasured(name, why) for name in names]
 
-    def _round(self, stack: ExitStack, opener: Opener, facts: GraphFacts, tokens: int) -> Round:
+    def round_of(self, stack: ExitStack, opener: Opener, facts: GraphFacts, tokens: int) -> Round:
+        """One generation (or one batch) of a session that is opened on the stack. Raises MachineError where it cannot be."""
         import numpy as np
 
         from openclaw_opt.backends import DecoderSession, GenericSession
@@ -157,7 +160,7 @@ class Latency(Metric):
         infer = partial(session.infer, sample_feed(facts, self.prompt, self.batch))
         return lambda: (timed(infer), [])
 
-    def _time(self, ours: Round, theirs: Round | None) -> tuple[Times, Times]:
+    def in_turns(self, ours: Round, theirs: Round | None) -> tuple[Times, Times]:
         """Rounds in turns until there are enough samples or the time is up."""
         engine, reference = Times(), Times()
         pairs = [(ours, engine), *([(theirs, reference)] if theirs else [])]

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ class Memory(Metric):
     """Peak resident memory of one run."""
 
     summary: ClassVar[str] = "peak memory of a process that runs the engine"
+    depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "machine"
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("memory.peak_mib", "MiB", "lower", "largest resident set of a process that runs the engine once"),
         Number("memory.engine_mib", "MiB", "lower", "the same, less what the runtime's own code takes"),

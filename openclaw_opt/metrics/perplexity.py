@@ -6,6 +6,7 @@
     bits_per_byte.recovery  the same of bits per byte
 
 Intervals: bootstrap over sequences (tokens of one text are not independent); a recovery draws the same sequences for both.
+Items: the bits of each sequence over its share of the bytes, by tokens. Perplexity is a power of bits per byte, so it has none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
-from openclaw_opt.metrics import Metric, Number
+from openclaw_opt.metrics import Items, Metric, Number
 
 if TYPE_CHECKING:
     from openclaw_opt.metrics.subject import Subject
@@ -30,9 +31,21 @@ class Perplexity(Metric):
     tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("perplexity", "", "lower", "exp of the mean negative log-likelihood of a token", ("decoder",)),
         Number(
-            "bits_per_byte", "bit/B", "lower", "negative log2-likelihood of the text by its UTF-8 bytes", ("decoder",)
+            "perplexity",
+            "",
+            "lower",
+            "exp of the mean negative log-likelihood of a token",
+            ("decoder",),
+            of_checkpoint=True,
+        ),
+        Number(
+            "bits_per_byte",
+            "bit/B",
+            "lower",
+            "negative log2-likelihood of the text by its UTF-8 bytes",
+            ("decoder",),
+            of_checkpoint=True,
         ),
         Number("perplexity.recovery", "", "higher", "reference perplexity / artifact perplexity", ("decoder",)),
         Number(
@@ -69,11 +82,12 @@ def perplexity_rows(
         mean = ratio_of_sums(nll, tokens)
         rows.append(Perplexity.row("perplexity", _mapped(mean, math.exp), subject=who, note=more))
         per_byte = _mapped(mean, lambda nats: nats / LN2 * tokens_per_byte)
-        rows.append(Perplexity.row("bits_per_byte", per_byte, subject=who, note=more))
+        items = Items(nll / LN2, tokens / tokens_per_byte)
+        rows.append(Perplexity.row("bits_per_byte", per_byte, subject=who, note=more, items=items))
     recovery = _mapped(ratio_of_sums(theirs - ours, tokens), math.exp)
     rows.append(Perplexity.row("perplexity.recovery", recovery, subject=subject, note=note))
-    rows.append(Perplexity.row("bits_per_byte.recovery", ratio_of_sums(theirs, ours), subject=subject, note=note))
-    return rows
+    kept, pairs = ratio_of_sums(theirs, ours), Items(theirs / LN2, ours / LN2)
+    return [*rows, Perplexity.row("bits_per_byte.recovery", kept, subject=subject, note=note, items=pairs)]
 
 
 def _mapped(estimate: Estimate, rising: object) -> Estimate:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,7 @@ class Roofline(Metric):
     """The bound that bandwidth and peak rate of the target set."""
 
     summary: ClassVar[str] = "bound on latency from the target's bandwidth and peak rate"
+    depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "target"
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("roofline.decode_ms", "ms", "neither", "least time of a token on the target", ("decoder",)),
         Number("roofline.ttft_ms", "ms", "neither", "least time of a prompt on the target", ("decoder",)),

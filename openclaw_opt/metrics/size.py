@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from openclaw_opt.artifacts import Measurement
-from openclaw_opt.metrics import Metric, Number
+from openclaw_opt.metrics import EVERY_TASK, Metric, Number
 
 if TYPE_CHECKING:
     from openclaw_opt.metrics.subject import Subject
@@ -22,7 +22,7 @@ class Size(Metric):
 
     summary: ClassVar[str] = "what the engine takes on disk"
     numbers: ClassVar[tuple[Number, ...]] = (
-        Number("size_mib", "MiB", "lower", "every file the runtime loads"),
+        Number("size_mib", "MiB", "lower", "every file the runtime loads", EVERY_TASK, of_checkpoint=True),
         Number("size.reduction", "", "higher", "the checkpoint's weight files / what the runtime loads"),
     )
 

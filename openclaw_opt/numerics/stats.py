@@ -80,7 +80,7 @@ def percentile_estimate(samples: ArrayLike, q: float, *, seed: int = 0) -> Estim
     if value is None:
         return None
     values = _series(samples)
-    low, high = _interval([np.percentile(values[rows], q, axis=1) for rows in _block_rows(values.size, seed)])
+    low, high = _interval([np.percentile(values[rows], q, axis=1) for rows in block_rows(values.size, seed)])
     return Estimate(value, low, high, values.size)
 
 
@@ -90,7 +90,7 @@ def mean_estimate(samples: ArrayLike, *, seed: int = 0) -> Estimate:
     value = float(values.mean())
     if values.size < minimum_samples(50):
         return Estimate(value, None, None, values.size)
-    low, high = _interval([values[rows].mean(1) for rows in _block_rows(values.size, seed)])
+    low, high = _interval([values[rows].mean(1) for rows in block_rows(values.size, seed)])
     return Estimate(value, low, high, values.size)
 
 
@@ -106,7 +106,7 @@ def paired_ratio(numerator: ArrayLike, denominator: ArrayLike, *, seed: int = 0)
         raise ValueError("a ratio of times needs positive samples")
     if over.size < minimum_samples(50):
         return None
-    draws = [np.median(over[rows], axis=1) / np.median(under[rows], axis=1) for rows in _block_rows(over.size, seed)]
+    draws = [np.median(over[rows], axis=1) / np.median(under[rows], axis=1) for rows in block_rows(over.size, seed)]
     low, high = _interval(draws)
     return Estimate(float(np.median(over) / np.median(under)), low, high, over.size)
 
@@ -124,7 +124,7 @@ def ratio_of_sums(numerators: ArrayLike, denominators: ArrayLike, *, seed: int =
     value = float(over.sum() / under.sum())
     if over.size < 2:
         return Estimate(value, None, None, over.size)
-    low, high = _interval([over[rows].sum(1) / under[rows].sum(1) for rows in _block_rows(over.size, seed, block=1)])
+    low, high = _interval([over[rows].sum(1) / under[rows].sum(1) for rows in block_rows(over.size, seed, block=1)])
     return Estimate(value, low, high, over.size)
 
 
@@ -133,18 +133,28 @@ def block_length(samples: int) -> int:
     return max(1, math.ceil(float(np.cbrt(samples)) - 1e-9))
 
 
+def percentile_beyond(samples: ArrayLike, limit: float, percentile: float, confidence: float = CONFIDENCE) -> bool:
+    """Do the samples show, at `confidence`, that the true percentile is more than `limit`? The same test, turned round."""
+    _check_percentile(percentile)
+    values = _series(samples)
+    over = int((values > limit).sum())
+    return bool(binom.sf(over - 1, values.size, 1 - percentile / 100) <= 1 - confidence + 1e-12)
+
+
 def _proves(over: int, samples: int, percentile: float, confidence: float) -> bool:
     return bool(binom.cdf(over, samples, 1 - percentile / 100) <= 1 - confidence + 1e-12)
 
 
-def _block_rows(size: int, seed: int, block: int | None = None) -> Iterator[NDArray[np.int64]]:
+def block_rows(
+    size: int, seed: int, block: int | None = None, resamples: int = RESAMPLES
+) -> Iterator[NDArray[np.int64]]:
     """Index rows [resamples, size] of a circular block bootstrap, in chunks that bound memory."""
     length = block or block_length(size)
     blocks = -(-size // length)
     random = np.random.default_rng(seed)
     per_chunk = max(1, _CHUNK_ELEMENTS // size)
-    for done in range(0, RESAMPLES, per_chunk):
-        count = min(per_chunk, RESAMPLES - done)
+    for done in range(0, resamples, per_chunk):
+        count = min(per_chunk, resamples - done)
         starts = random.integers(0, size, (count, blocks, 1))
         yield ((starts + np.arange(length)) % size).reshape(count, -1)[:, :size]
 

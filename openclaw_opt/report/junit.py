@@ -31,18 +31,20 @@ class Case:
 
 def junit(report: Report) -> str:
     """The whole file. An undecided budget is a failure where it is one of the build (exit code 4), else it is skipped."""
-    cases = list(_cases(report))
+    return junit_of(report.name, report.started, report.seconds, list(_cases(report)))
+
+
+def junit_of(name: str, started: str, seconds: float, cases: list[Case]) -> str:
+    """One suite of cases as a file."""
     counts = {
         "tests": str(len(cases)),
         "failures": str(sum(case.outcome == "failure" for case in cases)),
         "errors": "0",
         "skipped": str(sum(case.outcome == "skipped" for case in cases)),
-        "time": f"{report.seconds:.3f}",
+        "time": f"{seconds:.3f}",
     }
     root = ElementTree.Element("testsuites", {"name": "openclaw-opt", **counts})
-    suite = ElementTree.SubElement(
-        root, "testsuite", {"name": _clean(report.name), **counts, "timestamp": _clean(report.started)}
-    )
+    suite = ElementTree.SubElement(root, "testsuite", {"name": _clean(name), **counts, "timestamp": _clean(started)})
     for case in cases:
         _add(suite, case)
     ElementTree.indent(root, " ")
@@ -68,7 +70,8 @@ def _cases(report: Report) -> Iterator[Case]:
 
 
 def _budget(budget: BudgetRecord, report: Report) -> Case:
-    undecided: Outcome = "failure" if _undecided_fails(report) else "skipped"
+    fails = _undecided_fails(report) if not budget.if_undecided else budget.if_undecided == "fail"
+    undecided: Outcome = "failure" if fails and report.exit_code == BUDGET_EXIT else "skipped"
     outcome: Outcome = {"met": "passed", "missed": "failure", "undecided": undecided}[budget.result]  # type: ignore[assignment]
     return Case("budget", f"{budget.metric} {budget.rule}", outcome, f"{budget.result}: {views.budget_line(budget)}")
 

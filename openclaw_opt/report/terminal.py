@@ -41,6 +41,16 @@ def summary_line(report: Report) -> str:
     return " ".join(_plain(line).split())
 
 
+def print_table(console: Console, title: str, table: Table) -> None:
+    """A titled table that fits the terminal."""
+    _print_table(console, title, table)
+
+
+def print_lines(console: Console, title: str, lines: list[str]) -> None:
+    """A titled list."""
+    _print_lines(console, title, lines)
+
+
 def _headline(report: Report) -> Table:
     columns = (Column("Number"), Column("Value", numeric=True), Column("Rests on"))
     rows = [one for one in (*headline.headlines(report), *headline.cost(report)) if one.measured]
