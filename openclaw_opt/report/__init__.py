@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ FILE = "report.json"
 
 def report_json(report: Report) -> str:
     """The report as JSON. Infinite and undefined numbers are the strings `Infinity`, `-Infinity`, `NaN`: JSON has no other."""
-    return json.dumps(_finite(report.model_dump(mode="python")), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(finite(report.model_dump(mode="python")), indent=1, ensure_ascii=False) + "\n"
 
 
 def write_report(report: Report, folder: Path) -> tuple[str, ...]:
@@ -37,6 +38,12 @@ def write_report(report: Report, folder: Path) -> tuple[str, ...]:
         "report.html": html(report),
         "junit.xml": junit(report),
     }
+    write_whole(texts, folder)
+    return tuple(texts)
+
+
+def write_whole(texts: Mapping[str, str], folder: Path) -> None:
+    """Write every text or none: all are written beside their place first and renamed after."""
     parts: dict[str, Path] = {}
     try:
         for name, text in texts.items():
@@ -46,7 +53,6 @@ def write_report(report: Report, folder: Path) -> tuple[str, ...]:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
-    return tuple(texts)
 
 
 def read_report(path: Path) -> Report:
@@ -107,11 +113,12 @@ def _written(folder: Path, name: str, text: str) -> Path:
     return Path(part)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they are written as words."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value

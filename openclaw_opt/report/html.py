@@ -36,39 +36,45 @@ MARKS = {
 
 def html(report: Report) -> str:
     """The page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template, page = environment.get_template("report.html.j2"), ""
+    page = ""
     for rows, longest in SCALES:
-        page = _CONTROL.sub("\ufffd", template.render(_page(report, rows, longest)))
+        page = render("report.html.j2", _page(report, rows, longest), longest)
         if len(page.encode()) < LIMIT_BYTES:
             break
     return page
 
 
-def _page(report: Report, rows: int, longest: int) -> dict[str, Any]:
-    """Everything the template shows."""
+def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1]) -> str:
+    """A page of this folder's template, with its style, its script and a policy that allows nothing else."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    return {
-        "report": report,
+    shared = {
         "style": Markup(style),
         "script": Markup(script),
         "policy": f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        "markup": Markup,
+        "cut": lambda text: cut(text, longest),
+        "prose": lambda text: prose(cut(text, longest)),
+        "tied": tied,
+    }
+    return _CONTROL.sub("\ufffd", environment.get_template(template).render({**shared, **facts}))
+
+
+def _page(report: Report, rows: int, longest: int) -> dict[str, Any]:
+    """Everything the template shows."""
+    return {
+        "report": report,
         "sign": SIGNS[report.verdict],
         "mark": MARKS[report.verdict],
         "line": views.verdict_line(report),
         "facts": _facts(report),
         "headlines": headline.headlines(report),
-        "markup": Markup,
-        "cut": lambda text: cut(text, longest),
-        "prose": lambda text: prose(cut(text, longest)),
         "notes": report.notes[:rows],
-        "tied": tied,
         **_tables(report, rows),
         **_figures(report),
         **_provenance(report, rows),

@@ -22,11 +22,11 @@ def markdown(report: Report) -> str:
     """Verdict, budgets, headline, passes, what was not measured, the next step."""
     sections = [
         _head(report),
-        _section("Budgets", tables.budgets(report)),
-        _section("Headline", _headline(report)),
-        _section("Pass by pass", _passes(report)),
-        _section("Precision not realised", tables.receipt(report).marked("bad")),
-        _section("Not measured", tables.gaps(report)),
+        section("Budgets", tables.budgets(report)),
+        section("Headline", _headline(report)),
+        section("Pass by pass", _passes(report)),
+        section("Precision not realised", tables.receipt(report).marked("bad")),
+        section("Not measured", tables.gaps(report)),
         _notes(report),
         _foot(report),
     ]
@@ -72,7 +72,7 @@ def _foot(report: Report) -> str:
     return f"Built in {escape(took, 300)}. Layers, latency curves and provenance are in `report.html`."
 
 
-def _section(title: str, table: Table) -> str:
+def section(title: str, table: Table) -> str:
     if not table.rows:
         return ""
     shown = table.first(ROWS)
