@@ -22,7 +22,7 @@ from openclaw_opt.backends.engines import cannot_run
 from openclaw_opt.errors import MachineError, OptError, VerificationError
 from openclaw_opt.hooks import Hooks
 from openclaw_opt.judge import judge
-from openclaw_opt.measure import measure, remembered, with_latency
+from openclaw_opt.measure import measure, remembered, with_costs, with_latency
 from openclaw_opt.memory import Peak, peak_memory
 from openclaw_opt.passes import PROOF, Done, Work
 from openclaw_opt.plan import Plan, Step, make_plan, output_folder, source_facts, steps_until, why_redone
@@ -59,7 +59,8 @@ def build(
             partial=until is not None and len(steps) < len(plan.steps),
             output=folder,
         )
-        publish(folder, report, artifact, Manifest.of(plan, steps, records, report))
+        report = with_costs(report, plan, steps, artifact, store)
+        publish(folder, report, artifact, Manifest.of(plan, steps, records, report), store)
     return report
 
 

@@ -239,7 +239,7 @@ class _Reader:
 
     def _budgets(self, metrics: Sequence[Metric]) -> list[Budget]:
         section = self.located.data.get("budgets")
-        names = [name for metric in metrics for name in metric.measurement_names()]
+        names = [name for metric in metrics for name in metric.budget_names()]
         found: list[Budget] = []
         for name, text in section.items() if isinstance(section, dict) else ():
             path: Path_ = ("budgets", name)

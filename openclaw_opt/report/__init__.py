@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.records import SCHEMA_VERSION, Report
+from openclaw_opt.store import Store
 
 FILE = "report.json"
 
@@ -23,10 +24,11 @@ def report_json(report: Report) -> str:
     return json.dumps(finite(report.model_dump(mode="python")), indent=1, ensure_ascii=False) + "\n"
 
 
-def write_report(report: Report, folder: Path) -> tuple[str, ...]:
+def write_report(report: Report, folder: Path, store: Store | None = None) -> tuple[str, ...]:
     """Write report.json, report.md, report.html and junit.xml into an existing folder; gives their names.
 
     Each file is whole or the one before: all are written beside their place first and renamed after. OSError as it comes.
+    `store` remembers drawn pictures.
     """
     from openclaw_opt.report.html import html
     from openclaw_opt.report.junit import junit
@@ -35,7 +37,7 @@ def write_report(report: Report, folder: Path) -> tuple[str, ...]:
     texts = {
         FILE: report_json(report),
         "report.md": markdown(report),
-        "report.html": html(report),
+        "report.html": html(report, store),
         "junit.xml": junit(report),
     }
     write_whole(texts, folder)

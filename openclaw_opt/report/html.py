@@ -10,16 +10,20 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import curves, figures, headline, numbers, tables, views
+from openclaw_opt.report.plot import Figure, drawings
 from openclaw_opt.report.tables import Table
+from openclaw_opt.store import Store
 
 HERE = Path(__file__).parent
-LIMIT_BYTES = 1_000_000
+LIMIT_BYTES = 1_400_000
+OWN_SECTION = ("batching", "anatomy", "memory", "size")
+"""First words of measurements with a section of their own."""
 SCALES = ((300, 40_000), (100, 4_000), (30, 1_000), (10, 300))
 """Rows of a table and characters of a text, tried in turn until the page is under the limit; report.json has all."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
@@ -34,11 +38,12 @@ MARKS = {
 }
 
 
-def html(report: Report) -> str:
-    """The page."""
-    page = ""
+def html(report: Report, store: Store | None = None) -> str:
+    """The page; pictures that the store has are not drawn again."""
+    figures_of, page = _figures(report), ""
+    drawn = {**figures_of, "drawn": drawings([one for found in figures_of.values() for one in found], store)}
     for rows, longest in SCALES:
-        page = render("report.html.j2", _page(report, rows, longest), longest)
+        page = render("report.html.j2", {**_page(report, rows), **drawn}, longest)
         if len(page.encode()) < LIMIT_BYTES:
             break
     return page
@@ -65,7 +70,7 @@ def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1])
     return _CONTROL.sub("\ufffd", environment.get_template(template).render({**shared, **facts}))
 
 
-def _page(report: Report, rows: int, longest: int) -> dict[str, Any]:
+def _page(report: Report, rows: int) -> dict[str, Any]:
     """Everything the template shows."""
     return {
         "report": report,
@@ -73,10 +78,9 @@ def _page(report: Report, rows: int, longest: int) -> dict[str, Any]:
         "mark": MARKS[report.verdict],
         "line": views.verdict_line(report),
         "facts": _facts(report),
-        "headlines": headline.headlines(report),
+        "headlines": (*headline.headlines(report), *headline.cost(report)),
         "notes": report.notes[:rows],
         **_tables(report, rows),
-        **_figures(report),
         **_provenance(report, rows),
     }
 
@@ -114,56 +118,42 @@ def _facts(report: Report) -> str:
 
 
 def _tables(report: Report, rows: int) -> dict[str, Table]:
-    bounds = views.bounds(report)
+    bounds, latencies = views.bounds(report), views.latencies(report)
+    words = {word: [one for one in report.measurements if views.first_word(one.name) == word] for word in OWN_SECTION}
+    shown = [*bounds, *latencies, *(one for found in words.values() for one in found)]
     return {
         "budgets": tables.budgets(report),
         "waterfall": tables.waterfall(report),
-        "latency": tables.measurements(views.latencies(report)).first(rows),
+        "latency": tables.measurements(latencies).first(rows),
+        "batches": tables.measurements(words["batching"]).first(rows),
+        "parts": tables.measurements(words["anatomy"]).first(rows),
+        "sizes": tables.measurements([*words["memory"], *words["size"]]).first(rows),
         "bounds": tables.measurements(bounds).first(rows),
-        "others": tables.measurements(
-            [one for one in report.measurements if one not in bounds and one not in views.latencies(report)]
-        ).first(rows),
+        "others": tables.measurements([one for one in report.measurements if one not in shown]).first(rows),
         "layers": tables.layers(report).first(rows),
         "receipt": tables.receipt(report).marked("bad").first(rows),
         "as_asked": tables.receipt(report).marked("good").first(rows),
         "kernels": tables.kernels(report).first(rows),
+        "costs": tables.costs(report).first(rows),
         "gaps": tables.gaps(report).first(rows),
     }
 
 
-def _figures(report: Report) -> dict[str, Any]:
+def _figures(report: Report) -> dict[str, Sequence[Figure]]:
+    """Every picture; a list for each section."""
     return {
+        "bullets": _known(figures.budget_bullets(report)),
+        "tradeoff": _known(curves.tradeoff(report)),
         "steps": figures.waterfall(report),
-        "tradeoff": curves.tradeoff(report),
-        "tradeoff_points": _points_table(report),
-        "curves": curves.latency_curves(report),
-        "worst": curves.layers(report),
-        "cost": headline.cost(report),
+        "worst": (*figures.layers(report), *figures.sensitivity(report)),
+        "curves": _known(curves.anatomy(report), curves.latency_curves(report)),
+        "batch_curve": _known(curves.batching(report)),
+        "memory_bars": _known(figures.memory(report)),
     }
 
 
-def _points_table(report: Report) -> Table:
-    columns = (tables.Column("Point"), tables.Column("Accuracy", numeric=True), tables.Column("Latency", numeric=True))
-    rows = tuple(
-        (
-            tables.Cell(one.label),
-            tables.Cell(
-                f"{numbers.measured(one.accuracy)}{_between(one.accuracy.low, one.accuracy.high, one.accuracy.unit)}",
-                one.accuracy.value,
-            ),
-            tables.Cell(
-                f"{numbers.measured(one.latency)}{_between(one.latency.low, one.latency.high, one.latency.unit)}",
-                one.latency.value,
-            ),
-        )
-        for one in views.points(report)
-    )
-    return Table(columns, rows)
-
-
-def _between(low: float | None, high: float | None, unit: str) -> str:
-    between = numbers.interval(low, high, unit)
-    return f" ({between})" if between else ""
+def _known(*found: Figure | None) -> list[Figure]:
+    return [one for one in found if one is not None]
 
 
 def _provenance(report: Report, rows: int) -> dict[str, Any]:

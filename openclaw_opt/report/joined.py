@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from openclaw_opt.artifacts import Facts, Measurement
 from openclaw_opt.records import CostRecord, Report, Verdict
-from openclaw_opt.report import headline, views
+from openclaw_opt.report import views
 from openclaw_opt.store import digest
 
 JOINT_VERSION = 1
@@ -137,7 +137,7 @@ def _row(source: str, report: Report, accuracy: str, latency: str) -> JointRow:
         started=report.started,
         accuracy=_lean(_value(report, accuracy)),
         latency=_lean(_value(report, latency)),
-        size_bytes=headline.result_size(report)[1],
+        size_bytes=views.result_size(report)[1],
         cost=next((one for one in report.costs if one.target == report.target), None),
     )
 

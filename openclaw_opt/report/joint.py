@@ -77,8 +77,7 @@ def numbers_cell(row: JointRow, what: str) -> Cell:
 def _cost(row: JointRow) -> Cell:
     if row.cost is None or row.cost.per_million_usd is None:
         return Cell(numbers.NOT_MEASURED, mark="quiet")
-    bound = " at least" if row.cost.basis.startswith("bound") else ""
-    return Cell(f"${numbers.significant(row.cost.per_million_usd, 3)}{bound}", row.cost.per_million_usd)
+    return Cell(numbers.dollars(row.cost), row.cost.per_million_usd)
 
 
 def joint_markdown(joint: Joint) -> str:
