@@ -1,4 +1,4 @@
-"""The report's files: JSON (the record itself), HTML, Markdown and JUnit made from it. All but the writing is pure."""
+"""The report's files: JSON (the record itself), HTML, Markdown, JUnit and benchmark files made from it. All but the writing is pure."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def report_json(report: Report) -> str:
 
 
 def write_report(report: Report, folder: Path, store: Store | None = None) -> tuple[str, ...]:
-    """Write report.json, report.md, report.html and junit.xml into an existing folder; gives their names.
+    """Write report.json, .md and .html, junit.xml and the benchmark files into an existing folder; gives their names.
 
     Each file is whole or the one before: all are written beside their place first and renamed after. OSError as it comes.
     `store` remembers drawn pictures.
     """
+    from openclaw_opt.report.benchmark import FILES, benchmark
     from openclaw_opt.report.html import html
     from openclaw_opt.report.junit import junit
     from openclaw_opt.report.markdown import markdown
@@ -39,6 +40,7 @@ def write_report(report: Report, folder: Path, store: Store | None = None) -> tu
         "report.md": markdown(report),
         "report.html": html(report, store),
         "junit.xml": junit(report),
+        **{name: benchmark(report, better) for name, better in FILES.items()},
     }
     write_whole(texts, folder)
     return tuple(texts)

@@ -142,17 +142,17 @@ def _tables(report: Report, rows: int) -> dict[str, Table]:
 def _figures(report: Report) -> dict[str, Sequence[Figure]]:
     """Every picture; a list for each section."""
     return {
-        "bullets": _known(figures.budget_bullets(report)),
-        "tradeoff": _known(curves.tradeoff(report)),
+        "bullets": _there(figures.budget_bullets(report)),
+        "tradeoff": _there(curves.tradeoff(report)),
         "steps": figures.waterfall(report),
         "worst": (*figures.layers(report), *figures.sensitivity(report)),
-        "curves": _known(curves.anatomy(report), curves.latency_curves(report)),
-        "batch_curve": _known(curves.batching(report)),
-        "memory_bars": _known(figures.memory(report)),
+        "curves": _there(curves.anatomy(report), curves.latency_curves(report)),
+        "batch_curve": _there(curves.batching(report)),
+        "memory_bars": _there(figures.memory(report)),
     }
 
 
-def _known(*found: Figure | None) -> list[Figure]:
+def _there(*found: Figure | None) -> list[Figure]:
     return [one for one in found if one is not None]
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import finite, numbers, write_whole
-from openclaw_opt.report.joined import Joint, JointGroup, JointRow, joined
-from openclaw_opt.report.markdown import escape, section
+from openclaw_opt.report.joined import SIZE, Joint, JointGroup, JointRow, joined, points, row_label
 from openclaw_opt.report.tables import NONE, Cell, Column, Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from openclaw_opt.report.plot import Figure
 
 MARKS = {
     "within budget": "good",
@@ -33,6 +38,7 @@ def write_joint(reports: Sequence[tuple[str, Report]], folder: Path, title: str)
 
 
 def joint_json(joint: Joint) -> str:
+    """The joint report as JSON; infinite and undefined numbers are words, as in report.json."""
     return json.dumps(finite(joint.model_dump(mode="python")), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -43,7 +49,7 @@ def joint_table(group: JointGroup) -> Table:
         Column(_title(group, "latency"), numeric=True), Column("Size", numeric=True),
         Column("$ per million", numeric=True), Column("Pareto front"),
     )  # fmt: skip
-    return Table(columns, tuple(_cells(row) for row in group.rows))
+    return Table(columns, tuple(_cells(group, row) for row in group.rows))
 
 
 def _title(group: JointGroup, what: str) -> str:
@@ -51,22 +57,21 @@ def _title(group: JointGroup, what: str) -> str:
     return next((one.name for one in found if one is not None), what.capitalize())
 
 
-def _cells(row: JointRow) -> tuple[Cell, ...]:
+def _cells(group: JointGroup, row: JointRow) -> tuple[Cell, ...]:
+    size = row.size_bytes
     return (
-        Cell(row.name if row.name in row.source else f"{row.name} ({row.source})"),
+        Cell(row_label(group, row)),
         Cell(row.target_title),
         Cell(row.verdict, mark=MARKS[row.verdict]),
-        numbers_cell(row, "accuracy"),
-        numbers_cell(row, "latency"),
-        Cell(numbers.size(row.size_bytes), float(row.size_bytes))
-        if row.size_bytes is not None
-        else Cell(numbers.NOT_MEASURED, mark="quiet"),
+        _number(row, "accuracy"),
+        _number(row, "latency"),
+        Cell(numbers.size(size), float(size)) if size is not None else Cell(numbers.NOT_MEASURED, mark="quiet"),
         _cost(row),
         Cell("on it" if row.on_front else NONE),
     )
 
 
-def numbers_cell(row: JointRow, what: str) -> Cell:
+def _number(row: JointRow, what: str) -> Cell:
     one = row.accuracy if what == "accuracy" else row.latency
     if one is None or one.value is None:
         return Cell(numbers.NOT_MEASURED, mark="quiet")
@@ -80,16 +85,70 @@ def _cost(row: JointRow) -> Cell:
     return Cell(numbers.dollars(row.cost), row.cost.per_million_usd)
 
 
+def group_notes(group: JointGroup) -> tuple[str, ...]:
+    """What must be known before the rows are compared, as sentences."""
+    found = [f"Not comparable with the first table: {group.why_apart}."] if group.why_apart else []
+    others = [row_label(group, row) for row in group.rows if row.latency is not None and not row.timed_alike]
+    if others:
+        found.append(
+            f"Latency of {', '.join(others)} was measured elsewhere or for another target: only those of {group.timed_on} are compared."
+        )
+    front = "size" if group.front_of == SIZE else group.front_of
+    if len(group.rows) > 1:
+        found.append(f"The Pareto front weighs accuracy against {front}.")
+    return tuple(found)
+
+
 def joint_markdown(joint: Joint) -> str:
-    """The table of each group, and why a group stands apart."""
+    """The table of each group, and why a group stands apart; cut to what a job summary holds."""
+    from openclaw_opt.report.markdown import escape, limited, section
+
     parts = [f"## {escape(joint.title)}"]
     for group in joint.groups:
-        why = [f"**Not comparable with the first table**: {escape(group.why_apart, 600)}."] if group.why_apart else []
-        parts += [*why, section(f"{group.model}", joint_table(group))]
-    return "\n\n".join(parts) + "\n"
+        notes = "\n".join(f"- {escape(note, 600)}" for note in group_notes(group))
+        parts += [section(f"{group.model}", joint_table(group)), notes]
+    return limited([part for part in parts if part])
+
+
+def joint_figures(joint: Joint) -> list[list[Figure]]:
+    """For each group accuracy against latency and against size, where two builds have both numbers."""
+    from openclaw_opt.report.curves import scatter
+
+    found = []
+    for i, group in enumerate(joint.groups):
+        drawn = []
+        for against in dict.fromkeys((group.front_of, SIZE)):
+            rows = [point for _, point in points(group, against)]
+            how = "Weights and graph on disk." if against == SIZE else f"Timed on {group.timed_on}."
+            name = f"group-{i}-{'size' if against == SIZE else 'latency'}"
+            if len(rows) > 1:
+                drawn.append(scatter(name, rows, None, f"{how} ● within budget, ✕ missed or open."))
+        found.append(drawn)
+    return found
 
 
 def joint_html(joint: Joint) -> str:
+    """The page."""
     from openclaw_opt.report.html import render
+    from openclaw_opt.report.plot import drawings
 
-    return render("joint.html.j2", {"joint": joint, "tables": [joint_table(group) for group in joint.groups]})
+    figures = joint_figures(joint)
+    facts = {
+        "joint": joint,
+        "tables": [joint_table(group) for group in joint.groups],
+        "notes": [group_notes(group) for group in joint.groups],
+        "figures": figures,
+        "drawn": drawings([one for found in figures for one in found]),
+        "count": sum(len(group.rows) for group in joint.groups),
+        "best": [row_label(group, row) for group in joint.groups[:1] for row in group.rows if row.on_front],
+    }
+    return render("joint.html.j2", facts)
+
+
+def print_joint(joint: Joint, console: Console) -> None:
+    """The tables in a terminal, with what must be known before they are compared."""
+    from openclaw_opt.report.terminal import print_lines, print_table
+
+    for group in joint.groups:
+        print_table(console, group.model, joint_table(group))
+        print_lines(console, "Notes", list(group_notes(group)))

@@ -170,20 +170,21 @@ def percentiles(report: Report, stage: str) -> tuple[Percentile, ...]:
 
 def batches(report: Report) -> tuple[BatchPoint, ...]:
     """Batches at which both a time and a rate were measured, the smallest first."""
-    rows = [one for one in report.measurements if set(one.at) == {"batch"} and _finite(one)]
+    rows = [one for one in report.measurements if set(one.at) == {"batch"} and known(one)]
     times = {one.at["batch"]: one for one in rows if one.unit == "ms"}
     rates = {one.at["batch"]: one for one in rows if one.unit.endswith("/s")}
     return tuple(BatchPoint(batch, times[batch], rates[batch]) for batch in sorted(times.keys() & rates.keys()))
 
 
-def _finite(one: Measurement) -> bool:
+def known(one: Measurement) -> bool:
+    """Has it a value that can be drawn and compared?"""
     return one.value is not None and math.isfinite(one.value)
 
 
 def bound_of(report: Report, latency: str) -> Measurement | None:
     """The roofline's row for the same stage, e.g. `roofline.decode_ms` for `latency.decode.p50_ms`."""
     stage = latency.split(".")[1] if "." in latency else latency
-    return next((one for one in bounds(report) if one.name == f"roofline.{stage}_ms" and _finite(one)), None)
+    return next((one for one in bounds(report) if one.name == f"roofline.{stage}_ms" and known(one)), None)
 
 
 def latency_name(report: Report) -> str:
@@ -204,7 +205,7 @@ def points(report: Report) -> tuple[Point, ...]:
     """Reference, baseline, passes, engine: those with both numbers; empty where the engine has nothing beside it."""
     latency, accuracy = latency_name(report), accuracy_name(report)
     own, score = engine_measurement(report, latency), engine_measurement(report, accuracy)
-    if own is None or score is None or not (_finite(own) and _finite(score)):
+    if own is None or score is None or not (known(own) and known(score)):
         return ()
     found = [
         *_reference_points(report, latency, score),
@@ -225,7 +226,7 @@ def _reference_points(report: Report, latency: str, score: Measurement) -> Itera
 
 
 def _baseline_points(report: Report, latency: str, accuracy: str) -> Iterator[Point]:
-    rows = [one for one in (report.baseline.measurements if report.baseline else ()) if _own(one) and _finite(one)]
+    rows = [one for one in (report.baseline.measurements if report.baseline else ()) if _own(one) and known(one)]
     time = next((one for one in rows if one.name == latency), None)
     score = next((one for one in rows if one.name == accuracy), None)
     if time and score and report.baseline:
