@@ -12,7 +12,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -382,6 +382,22 @@ class Page(HTMLParser):
 
     def count(self, tag: str) -> int:
         return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawn_once() -> Iterator[None]:
+    """Pictures that are equal are drawn once in this file; they are drawn for real."""
+    real, known = plot._draw, {}
+
+    def draw(one: Figure) -> str:
+        key = json.dumps([one.name, one.title, one.caption, one.spec], allow_nan=False)
+        if key not in known:
+            known[key] = real(one)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "_draw", draw)
+        yield
 
 
 @functools.cache
