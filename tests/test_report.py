@@ -416,7 +416,7 @@ def test_html_is_whole_balanced_and_loads_nothing(make: Callable[[], Report]) ->
         assert not [name for name in attributes if name.startswith("on") or name in ("src", "style", "xlink:href")]
         assert attributes.get("href") in (None, "data:,", "#content")
     assert "@import" not in source
-    assert "url(" not in source
+    assert re.findall(r"url\((?!#)", source) == []
     assert "http://" not in source + page.drawn
     assert not re.search(r"\bNone\b|\bundefined\b|&amp;(lt|gt|amp|#)", source)
 
@@ -454,7 +454,7 @@ def test_html_holds_everything_the_report_knows() -> None:
 def test_figures_stand_in_tables_too() -> None:
     page = Page(rendered(report))
     shown = {words for words in page.drawn.splitlines() if re.search(r"\d (B|kB|MB|GB|ms|s|dB)$", words)}
-    assert len(shown) > 20
+    assert len(shown) > 15
     assert [words for words in shown if words.split(" · ")[0] not in page.text] == []
 
 
@@ -536,7 +536,9 @@ def test_the_front_is_what_nothing_dominates() -> None:
 def test_any_text_and_number_can_be_drawn(text: str, value: float) -> None:
     """vl-convert ends the process on a character that no SVG may hold."""
     row = plot.Bar(text, text, value)
-    figure = plot.Figure("x", text, plot.bars([row, row]), tables.pairs("a", {"b": "c"}), text)
+    spec = {**plot.bars([row, row]), "title": text}
+    spec["encoding"]["x"]["axis"] = {"title": text}
+    figure = plot.Figure("x", text, spec, tables.pairs("a", {"b": "c"}), text)
     ElementTree.fromstring(plot.drawings([figure])["x"])
 
 

@@ -242,7 +242,7 @@ def _costs(report: Report) -> Figure:
             )
             for record, one in timed
         ]
-        panels.append(plot.bars(rows, name))
+        panels.append(plot.bars(rows, f"{name} after each pass"))
     panels.append(plot.bars([_bar(one, numbers.seconds(one.seconds), one.seconds) for one in records], "Time"))
     panels.append(
         plot.bars([_bar(one, numbers.size(one.peak_bytes), float(one.peak_bytes)) for one in records], "Peak memory")
@@ -329,14 +329,14 @@ def _worst(ranked: Sequence[tuple[str, LayerRecord]]) -> Figure:
 
 def _depth(ranked: Sequence[tuple[str, LayerRecord]]) -> Figure | None:
     """A line a kind of layer over the index in its name; nothing for fewer than three blocks."""
-    kinds: dict[str, list[tuple[int, float, LayerRecord, str]]] = {}
-    for word, layer in ranked:
+    found: dict[str, dict[int, tuple[int, float, LayerRecord, str]]] = {}
+    for word, layer in ranked:  # the worst first: of a layer that two passes changed, the larger error is shown
         index = re.search(r"\d+", layer.name)
         error = tables.layer_error(layer)
         if index and error is not None:
-            kind = re.sub(r"\d+", "*", layer.name)
-            kinds.setdefault(kind, []).append((int(index[0]), error, layer, word))
-    kinds = {kind: sorted(rows, key=lambda one: one[0]) for kind, rows in kinds.items() if len(rows) > 2}
+            row = (int(index[0]), error, layer, word)
+            found.setdefault(re.sub(r"\d+", "*", layer.name), {}).setdefault(row[0], row)
+    kinds = {kind: sorted(rows.values(), key=lambda one: one[0]) for kind, rows in found.items() if len(rows) > 2}
     chosen = sorted(kinds, key=lambda kind: min(one[1] for one in kinds[kind]))[:KINDS]
     if not chosen:
         return None

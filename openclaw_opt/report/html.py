@@ -43,13 +43,13 @@ def html(report: Report, store: Store | None = None) -> str:
     figures_of, page = _figures(report), ""
     drawn = {**figures_of, "drawn": drawings([one for found in figures_of.values() for one in found], store)}
     for rows, longest in SCALES:
-        page = render("report.html.j2", {**_page(report, rows), **drawn}, longest)
+        page = render("report.html.j2", {**_page(report, rows), **drawn}, longest, rows)
         if len(page.encode()) < LIMIT_BYTES:
             break
     return page
 
 
-def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1]) -> str:
+def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1], rows: int = SCALES[0][0]) -> str:
     """A page of this folder's template, with its style, its script and a policy that allows nothing else."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -66,6 +66,7 @@ def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1])
         "cut": lambda text: cut(text, longest),
         "prose": lambda text: prose(cut(text, longest)),
         "tied": tied,
+        "rows": rows,
     }
     return _CONTROL.sub("\ufffd", environment.get_template(template).render({**shared, **facts}))
 

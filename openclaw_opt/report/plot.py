@@ -45,12 +45,13 @@ COLOURS = {
 """Name of a CSS variable of report.css → the colour that stands for it in a specification."""
 _VARIABLES = {placeholder: f"var(--{name})" for name, placeholder in COLOURS.items()}
 _PLACEHOLDER = re.compile(r"#00000[0-9a-f]\b")
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 """What no SVG may hold; vl-convert ends the process on one, so they never reach it."""
 _LABEL = 34
 """Characters of a label at the side; the whole is in the table."""
 
 _CONFIG: Spec = {
+    "aria": False,  # the drawing as a whole is named, and titles would become expressions that text can break
     "font": "sans-serif",
     "view": {"stroke": None},
     "axis": {
@@ -110,7 +111,7 @@ def _draw(one: Figure) -> str:
 
 def _dressed(svg: str, name: str, title: str, description: str) -> str:
     """Without what only repeats defaults, with variables for colours, and with a name."""
-    width, height = re.findall(r' (?:width|height)="([\d.]+)"', svg[: svg.index(">")])
+    width, height = re.findall(r' (?:width|height)="([-+.\de]+)"', svg[: svg.index(">")])
     body = svg[svg.index(">") + 1 :]
     body = re.sub(r'<path (?:aria-label="[^"]*" )?class="(?:background|foreground)"[^>]*/>', "", body)
     body = re.sub(r' (?:aria-[a-z]+|role|pointer-events|class|font-family)="[^"]*"', "", body)
@@ -118,14 +119,14 @@ def _dressed(svg: str, name: str, title: str, description: str) -> str:
     body = re.sub(r'(id="|url\(#)(clip\d+)', rf"\g<1>{name}-\2", body)
     body = _PLACEHOLDER.sub(lambda found: _VARIABLES.get(found[0], found[0]), body)
     ids = f'aria-labelledby="{name}-title" aria-describedby="{name}-text"'
-    head = f'<svg class="figure" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" {ids}>'
+    head = f'<svg class="figure" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" {ids}>'
     said = f'<title id="{name}-title">{escape(clean(title))}</title><desc id="{name}-text">{escape(clean(description))}</desc>'
     return f"{head}{said}{body}"
 
 
 def clean(text: str) -> str:
-    """Text that any SVG can hold."""
-    return UNPRINTABLE.sub("\ufffd", text)
+    """One line of text that any SVG can hold."""
+    return UNPRINTABLE.sub("\ufffd", " ".join(text.split()))
 
 
 def _clean(value: Any) -> Any:
@@ -199,10 +200,10 @@ def bars(rows: Sequence[Bar], title: str | None = None) -> Spec:
     known = finite(row.value for row in rows)
     names = labels([row.label for row in rows])
     values = [
-        {"label": label, "text": row.text, "value": row.value if finite([row.value]) else 0.0, "colour": row.colour}
+        {"label": label, "text": row.text, "value": max([0.0, *finite([row.value])]), "colour": row.colour}
         for label, row in zip(names, rows, strict=True)
     ]
-    domain = [0, max([*known, 0.0]) * 1.02 or 1.0]
+    domain = [0, max([*known, 0.0]) or 1.0]
     x = {"field": "value", "type": "quantitative", "axis": None, "scale": {"domain": domain, "nice": False}}
     colour = pick("colour", {name: name for name in dict.fromkeys(row.colour for row in rows)})
     spec: Spec = {
