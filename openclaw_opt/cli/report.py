@@ -54,10 +54,7 @@ def _one(found: Report, json: bool, as_markdown: bool, output: Path | None) -> N
     else:
         from openclaw_opt.cli.printing import print_result
 
-        from openclaw_opt.report.terminal import print_report, summary_line
-
-        print_report(found, Console())
-        typer.echo(summary_line(found))
+        print_result(found)
 
 
 def _several(found: Sequence[tuple[str, Report]], json: bool, as_markdown: bool, output: Path | None) -> None:
