@@ -150,7 +150,7 @@ def scatter(name: str, points: Sequence[views.Point], bound: Measurement | None,
 
 
 def _format(unit: str) -> Spec:
-    return {"format": "~s"} if unit == "bytes" else {"format": "~g"}
+    return {"format": "~s", "labelExpr": "datum.label + 'B'"} if unit == "bytes" else {"format": "~g"}
 
 
 def _point_values(
@@ -166,7 +166,7 @@ def _point_values(
                 "x": across,
                 "y": views.number(one.accuracy),
                 "kind": one.kind,
-                "label": plot.labels([one.label])[0],
+                "label": one.short or plot.labels([one.label])[0],
                 "label_y": label_y,
                 "side": "right" if (at - low) / (high - low) > 0.6 else "left",
                 "x_low": one.latency.low,
@@ -269,7 +269,7 @@ def _ecdf(
         "field": "y",
         "type": "quantitative",
         "title": None,
-        "axis": {"values": [0, 0.5, 0.9, 0.99], "format": ".0%", "domain": False, "ticks": False},
+        "axis": {"values": [0, 0.5, 0.9], "format": ".0%", "domain": False, "ticks": False},
         "scale": {"domain": [0, 1]},
     }
     dashes = {"domain": list(styles), "range": [[1, 0] if one == "engine" else [6, 4] for one in styles]}

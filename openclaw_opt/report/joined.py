@@ -16,6 +16,10 @@ from openclaw_opt.store import digest
 
 JOINT_VERSION = 1
 SIZE = "size"
+HASH = 32
+"""Characters from which a value is a hash, and is shown by its beginning."""
+FEW, SHORT = 5, 16
+"""So many builds, with names of so many characters, are named in a picture; else they are numbered."""
 
 
 class JointRow(Facts):
@@ -116,8 +120,8 @@ def _evaluation(report: Report) -> str:
     facts = report.data.get("evaluation")
     if not isinstance(facts, dict):
         return "no evaluation data"
-    short = {key: str(value)[:12] for key, value in facts.items() if isinstance(value, (str, int, float))}
-    return ", ".join(f"{key} {value}" for key, value in short.items())
+    shown = {key: str(value) for key, value in facts.items() if isinstance(value, (str, int, float))}
+    return ", ".join(f"{key} {value if len(value) <= HASH else value[:12] + '…'}" for key, value in shown.items())
 
 
 def _timed_on(report: Report) -> str:
@@ -171,18 +175,24 @@ def _lean(one: Measurement | None) -> Measurement | None:
 
 def points(group: JointGroup, against: str) -> tuple[tuple[int, views.Point], ...]:
     """Index of the row and its point, for the rows that have both numbers; `against` is `size` or a latency."""
+    names = row_labels(group)
     found = []
     for i, row in enumerate(group.rows):
         cost = _size(row) if against == SIZE else row.latency if row.timed_alike else None
         if row.accuracy is not None and cost is not None:
             kind = {"within budget": "engine", "budget missed": "missed"}.get(row.verdict, "other")
-            found.append((i, views.Point(row_label(group, row), kind, cost, row.accuracy)))
+            short = str(i + 1) if names[i].startswith(f"{i + 1} ") else ""
+            found.append((i, views.Point(names[i], kind, cost, row.accuracy, short)))
     return tuple(found)
 
 
-def row_label(group: JointGroup, row: JointRow) -> str:
-    """The build's name, with where it came from if two have the same name."""
-    return row.name if [one.name for one in group.rows].count(row.name) == 1 else f"{row.name} ({row.source})"
+def row_labels(group: JointGroup) -> tuple[str, ...]:
+    """The builds' names, with where they came from if two have the same; numbered where names are too long for a picture."""
+    names = [one.name for one in group.rows]
+    told = [one.name if names.count(one.name) == 1 else f"{one.name} ({one.source})" for one in group.rows]
+    if len(told) <= FEW and max(map(len, told), default=0) <= SHORT:
+        return tuple(told)
+    return tuple(f"{i} {name}" for i, name in enumerate(told, 1))
 
 
 def _size(row: JointRow) -> Measurement | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import finite, numbers, write_whole
-from openclaw_opt.report.joined import SIZE, Joint, JointGroup, JointRow, joined, points, row_label
+from openclaw_opt.report.joined import SIZE, Joint, JointGroup, JointRow, joined, points, row_labels
 from openclaw_opt.report.tables import NONE, Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -43,13 +43,16 @@ def joint_json(joint: Joint) -> str:
 
 
 def joint_table(group: JointGroup) -> Table:
-    """A row a build: verdict, accuracy, latency, size, cost, and whether it is on the Pareto front."""
+    """A row a build: verdict, accuracy, latency, size, cost, front, target; what no build has is a note, not a column."""
     columns = (
-        Column("Build"), Column("Target"), Column("Verdict"), Column(_title(group, "accuracy"), numeric=True),
-        Column(_title(group, "latency"), numeric=True), Column("Size", numeric=True),
-        Column("$ per million", numeric=True), Column("Pareto front"),
+        Column("Build"), Column("Verdict"), Column(_title(group, "accuracy"), numeric=True), Column(_title(group, "latency"), numeric=True),
+        Column("Size", numeric=True), Column("$ per million", numeric=True), Column("Pareto front"), Column("Target"),
     )  # fmt: skip
-    return Table(columns, tuple(_cells(group, row) for row in group.rows))
+    rows = [_cells(name, row) for name, row in zip(row_labels(group), group.rows, strict=True)]
+    empty = {columns[i].title for i in (3, 5) if all(row[i].sort is None for row in rows)}
+    if len({row.target_title for row in group.rows}) == 1:
+        empty.add("Target")
+    return Table(columns, tuple(rows)).only(*(one.title for one in columns if one.title not in empty))
 
 
 def _title(group: JointGroup, what: str) -> str:
@@ -57,17 +60,17 @@ def _title(group: JointGroup, what: str) -> str:
     return next((one.name for one in found if one is not None), what.capitalize())
 
 
-def _cells(group: JointGroup, row: JointRow) -> tuple[Cell, ...]:
+def _cells(name: str, row: JointRow) -> tuple[Cell, ...]:
     size = row.size_bytes
     return (
-        Cell(row_label(group, row)),
-        Cell(row.target_title),
+        Cell(name),
         Cell(row.verdict, mark=MARKS[row.verdict]),
         _number(row, "accuracy"),
         _number(row, "latency"),
         Cell(numbers.size(size), float(size)) if size is not None else Cell(numbers.NOT_MEASURED, mark="quiet"),
         _cost(row),
         Cell("on it" if row.on_front else NONE),
+        Cell(row.target_title),
     )
 
 
@@ -88,7 +91,17 @@ def _cost(row: JointRow) -> Cell:
 def group_notes(group: JointGroup) -> tuple[str, ...]:
     """What must be known before the rows are compared, as sentences."""
     found = [f"Not comparable with the first table: {group.why_apart}."] if group.why_apart else []
-    others = [row_label(group, row) for row in group.rows if row.latency is not None and not row.timed_alike]
+    names = row_labels(group)
+    targets = {row.target_title for row in group.rows}
+    if len(targets) == 1:
+        found.append(f"Built for {targets.pop()}.")
+    if all(row.latency is None for row in group.rows):
+        found.append("Latency: not measured for any of these builds.")
+    if all(row.cost is None or row.cost.per_million_usd is None for row in group.rows):
+        found.append(f"Cost: not measured. {_why_no_cost(group)}".strip())
+    others = [
+        name for name, row in zip(names, group.rows, strict=True) if row.latency is not None and not row.timed_alike
+    ]
     if others:
         found.append(
             f"Latency of {', '.join(others)} was measured elsewhere or for another target: only those of {group.timed_on} are compared."
@@ -97,6 +110,11 @@ def group_notes(group: JointGroup) -> tuple[str, ...]:
     if len(group.rows) > 1:
         found.append(f"The Pareto front weighs accuracy against {front}.")
     return tuple(found)
+
+
+def _why_no_cost(group: JointGroup) -> str:
+    whys = list(dict.fromkeys(row.cost.not_measured for row in group.rows if row.cost is not None))
+    return f"Reason: {'; '.join(whys)}." if whys else ""
 
 
 def joint_markdown(joint: Joint) -> str:
@@ -140,7 +158,7 @@ def joint_html(joint: Joint) -> str:
         "figures": figures,
         "drawn": drawings([one for found in figures for one in found]),
         "count": sum(len(group.rows) for group in joint.groups),
-        "best": [row_label(group, row) for group in joint.groups[:1] for row in group.rows if row.on_front],
+        "best": [row.name for group in joint.groups[:1] for row in group.rows if row.on_front],
     }
     return render("joint.html.j2", facts)
 

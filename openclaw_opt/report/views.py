@@ -45,6 +45,8 @@ class Point:
     """`reference`, `baseline`, `pass`, `engine`, or in a joint report `other` and `missed`."""
     latency: Measurement
     accuracy: Measurement
+    short: str = ""
+    """What stands in the picture where the label is too long for it; the label begins with it."""
 
 
 @dataclass(frozen=True)
