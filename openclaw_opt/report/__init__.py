@@ -63,6 +63,12 @@ def read_report(path: Path) -> Report:
     """The report in a file, or in an artifact folder. Raises RecipeError for what is missing, damaged or too new."""
     file = path / FILE if path.is_dir() else path
     data = _parsed(file)
+    if "joint_version" in data:
+        raise RecipeError(
+            "this report joins several builds",
+            where=str(file),
+            fix="give the builds' own reports: each stands in its folder",
+        )
     version = data.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise RecipeError("this is not a report: it states no schema_version", where=str(file))

@@ -144,13 +144,13 @@ def scatter(name: str, points: Sequence[views.Point], bound: Measurement | None,
         name,
         f"Accuracy against {'size' if cost.unit == 'bytes' else 'latency'}",
         spec,
-        points_table(points),
+        points_table(points, bound),
         (said + caption).strip(),
     )
 
 
 def _format(unit: str) -> Spec:
-    return {"format": "~s", "labelExpr": "datum.label + 'B'"} if unit == "bytes" else {"format": "~g"}
+    return {"format": "~s", "labelExpr": "datum.label + 'B'"} if unit == "bytes" else {"format": "~r"}
 
 
 def _point_values(
@@ -191,7 +191,8 @@ def _spread(values: Sequence[float], least: float) -> list[float]:
     return [value - shift for value in placed]
 
 
-def points_table(points: Sequence[views.Point]) -> Table:
+def points_table(points: Sequence[views.Point], bound: Measurement | None = None) -> Table:
+    """The points in numbers; a bound has a latency and no accuracy, and is on no front."""
     columns = (
         Column("Point"),
         Column(points[-1].accuracy.name, numeric=True),
@@ -199,18 +200,19 @@ def points_table(points: Sequence[views.Point]) -> Table:
         Column("Pareto front"),
     )
     front = views.front(points)
-    return Table(
-        columns,
-        tuple(
-            (
-                Cell(one.label),
-                _with_interval(one.accuracy),
-                _with_interval(one.latency),
-                Cell("on it" if i in front else tables.NONE),
-            )
-            for i, one in enumerate(points)
-        ),
-    )
+    rows = [
+        (
+            Cell(one.label),
+            _with_interval(one.accuracy),
+            _with_interval(one.latency),
+            Cell("on it" if i in front else tables.NONE),
+        )
+        for i, one in enumerate(points)
+    ]
+    if bound is not None and bound.value is not None:
+        text = f"bound {numbers.short(bound)}"
+        rows.append((Cell(bound.name), Cell(tables.NONE), Cell(text, bound.value), Cell(tables.NONE)))
+    return Table(columns, tuple(rows))
 
 
 def _with_interval(one: Measurement) -> Cell:
@@ -262,7 +264,7 @@ def _ecdf(
         "field": "x",
         "type": "quantitative",
         "title": f"{stage} in ms{', logarithmic' if log else ''}",
-        "axis": {"tickCount": 4, "format": "~g", "grid": False},
+        "axis": {"tickCount": 4, "format": "~r", "grid": False},
         "scale": {"domain": domain, "nice": False, "zero": False, "type": "log" if log else "linear"},
     }
     y: Spec = {
@@ -357,7 +359,7 @@ def batching(report: Report) -> Figure | None:
     x: Spec = {
         "type": "quantitative",
         "title": f"{name.split('.')[-1].replace('_ms', '')}: ms a step, p50",
-        "axis": {"tickCount": 5, "grid": False, "format": "~g"},
+        "axis": {"tickCount": 5, "grid": False, "format": "~r"},
         "scale": {"domain": [0, right], "nice": False},
     }
     y: Spec = {
@@ -479,7 +481,7 @@ def anatomy(report: Report) -> Figure | None:
     domain = [0, max(v["to"] for v in values) * 1.01 or 1.0]
     x: Spec = {
         "type": "quantitative",
-        "axis": {"tickCount": 4, "format": "~g", "domain": False},
+        "axis": {"tickCount": 4, "format": "~r", "domain": False},
         "title": "ms",
         "scale": {"domain": domain, "nice": False},
     }

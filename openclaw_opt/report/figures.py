@@ -138,7 +138,7 @@ def _accuracy(report: Report) -> Figure | None:
             "after": final.value if known else None,
             **_ends(final.low if known else None, final.high if known else None),
         }
-        rows.append({"name": final.subject, "text": numbers.short(final), **end})
+        rows.append({"name": "engine", "text": numbers.short(final), **end})
     ends = plot.finite(row.get(key) for row in rows for key in ("before", "after", "low", "high"))
     if not ends or not any(row["kind"] in ("loss", "gain", "engine") for row in rows):
         return None
@@ -188,7 +188,10 @@ def _accuracy(report: Report) -> Figure | None:
             },
         ],
     }
-    caption = "A bar spans what the pass changed, its line is the 95 % interval. A grey tick: an exact pass, whose outputs were compared."
+    caption = (
+        "A bar spans what the pass changed, its line is the 95 % interval. A grey tick: an exact pass, whose outputs were compared."
+        + (f" The last row was measured on: {final.subject}." if final is not None else "")
+    )
     return Figure(
         "accuracy",
         f"{name} after each pass",
@@ -351,7 +354,7 @@ def _depth(ranked: Sequence[tuple[str, LayerRecord]]) -> Figure | None:
         "legend": None,
         "scale": {"domain": list(colours), "range": [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4]][: len(colours)]},
     }
-    legend = {"title": None, "orient": "top", "columns": 2, "symbolType": "circle"}
+    legend = {"title": None, "orient": "top", "columns": 2, "columnPadding": 30, "symbolType": "circle"}
     spec: Spec = {
         "width": plot.WIDTH - 70,
         "height": 190,
