@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from openclaw_opt.backends import GenericSession
+from openclaw_opt.errors import RecipeError
 from openclaw_opt.metrics.anatomy import Anatomy, sample_text
 from openclaw_opt.metrics.batching import Batching, knee
 from openclaw_opt.metrics.subject import Opener
@@ -91,7 +92,7 @@ def test_no_budget_names_a_row_under_a_condition(write_recipe: Any) -> None:
     metrics = ("metrics: [perplexity, size]", "metrics: [batching, size]")
     budget = 'perplexity.recovery: ">= 0.5"'
     assert load_recipe(write_recipe(metrics, (budget, 'batching.knee: ">= 2"'))).budgets[0].metric == "batching.knee"
-    with pytest.raises(Exception, match="batching.decode_ms"):
+    with pytest.raises(RecipeError, match=r"batching\.decode_ms"):
         load_recipe(write_recipe(metrics, (budget, 'batching.decode_ms: "<= 2"')))
 
 
