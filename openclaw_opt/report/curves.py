@@ -355,7 +355,8 @@ def batching(report: Report) -> Figure | None:
         for one in pairs
     ]
     name, rate = pairs[0].latency.name, pairs[0].throughput
-    top, right = max(v["y"] for v in values) * 1.18, max(v["x"] for v in values) * 1.12
+    top = _reach([one.throughput for one in pairs]) * 1.18
+    right = _reach([one.latency for one in pairs]) * 1.12
     x: Spec = {
         "type": "quantitative",
         "title": f"{name.split('.')[-1].replace('_ms', '')}: ms a step, p50",
@@ -375,11 +376,11 @@ def batching(report: Report) -> Figure | None:
             "encoding": {"x": across, "y": up, "order": {"field": "batch"}},
         },
         {
-            "mark": {"type": "rule", "color": plot.COLOURS["soft"], "strokeWidth": 1.4},
+            "mark": {"type": "rule", "clip": True, "color": plot.COLOURS["soft"], "strokeWidth": 1.4},
             "encoding": {"x": {"field": "x_low", **x}, "x2": {"field": "x_high"}, "y": up},
         },
         {
-            "mark": {"type": "rule", "color": plot.COLOURS["soft"], "strokeWidth": 1.4},
+            "mark": {"type": "rule", "clip": True, "color": plot.COLOURS["soft"], "strokeWidth": 1.4},
             "encoding": {"x": across, "y": {"field": "y_low", **y}, "y2": {"field": "y_high"}},
         },
         {
@@ -427,6 +428,11 @@ def batching(report: Report) -> Figure | None:
         _batch_table(pairs, chosen),
         f"Up and left is better. {said}".strip(),
     )
+
+
+def _reach(rows: Sequence[Measurement]) -> float:
+    """How far the axis goes: over all intervals, but no further than half as much again as the largest value."""
+    return min(max(_ends(rows)), 1.5 * max(views.number(one) for one in rows))
 
 
 def _batch_table(pairs: Sequence[views.BatchPoint], knee: int | None) -> Table:

@@ -212,14 +212,13 @@ def costs(report: Report) -> Table:
 def _cost_row(one: CostRecord) -> tuple[Cell, ...]:
     known = one.per_million_usd is not None
     hourly = one.hourly_usd
-    bound = numbers.is_bound(one)
     return (
         Cell(one.title),
         Cell(numbers.dollars(one) if known else numbers.NOT_MEASURED, one.per_million_usd, "" if known else "quiet"),
         Cell(one.unit),
         Cell(f"${hourly:,.2f}" if hourly is not None else "no price", hourly, "" if hourly is not None else "quiet"),
         Cell(one.price_source or NONE),
-        Cell(one.basis if known else one.not_measured, mark="open" if bound else "" if known else "quiet"),
+        Cell(one.basis if known else one.not_measured, mark="" if known else "quiet"),
     )
 
 
