@@ -53,6 +53,8 @@ class Anatomy(Metric):
     """Load, tokenize, prefill, decode, detokenize: the parts of one request."""
 
     summary: ClassVar[str] = "where a request's time goes: load, tokenize, prefill, decode, detokenize"
+    timed: ClassVar[bool] = True
+    """It times the engine: nothing else should run beside it."""
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("anatomy.load_ms", "ms", "lower", "opening the engine in a new process"),
         Number("anatomy.tokenize_ms", "ms", "lower", "text to token ids", TEXT),

@@ -48,6 +48,8 @@ class Batching(Metric):
     """Latency and throughput at several batch sizes, and the knee."""
 
     summary: ClassVar[str] = "latency and throughput by batch size, and the batch where more stops paying"
+    timed: ClassVar[bool] = True
+    """It times the engine: nothing else should run beside it."""
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("batching.decode_ms", "ms", "lower", "p50 of the time of a token for every sequence", DECODER, "batch"),
         Number("batching.tokens_per_s", "token/s", "higher", "batch by the mean time of a token", DECODER, "batch"),

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from openclaw_opt.records import Report
-from openclaw_opt.report import curves, figures, headline, numbers, tables, views
+from openclaw_opt.report import (
+    budget_figure,
+    curves,
+    figures,
+    headline,
+    layer_figures,
+    numbers,
+    scatter,
+    serving,
+    tables,
+    views,
+)
 from openclaw_opt.report.plot import Figure, drawings
 from openclaw_opt.report.tables import Table
 from openclaw_opt.store import Store
@@ -143,12 +154,12 @@ def _tables(report: Report, rows: int) -> dict[str, Table]:
 def _figures(report: Report) -> dict[str, Sequence[Figure]]:
     """Every picture; a list for each section."""
     return {
-        "bullets": _there(figures.budget_bullets(report)),
-        "tradeoff": _there(curves.tradeoff(report)),
+        "bullets": _there(budget_figure.budget_bullets(report)),
+        "tradeoff": _there(scatter.tradeoff(report)),
         "steps": figures.waterfall(report),
-        "worst": (*figures.layers(report), *figures.sensitivity(report)),
-        "curves": _there(curves.anatomy(report), curves.latency_curves(report)),
-        "batch_curve": _there(curves.batching(report)),
+        "worst": (*layer_figures.layers(report), *layer_figures.sensitivity(report)),
+        "curves": _there(serving.anatomy(report), curves.latency_curves(report)),
+        "batch_curve": _there(serving.batching(report)),
         "memory_bars": _there(figures.memory(report)),
     }
 

@@ -130,7 +130,7 @@ def joint_markdown(joint: Joint) -> str:
 
 def joint_figures(joint: Joint) -> list[list[Figure]]:
     """For each group accuracy against latency and against size, where two builds have both numbers."""
-    from openclaw_opt.report.curves import scatter
+    from openclaw_opt.report.scatter import scatter
 
     found = []
     for i, group in enumerate(joint.groups):

@@ -28,6 +28,11 @@ WIDTH = 420
 BODY = 270
 """Width of a plot's inside where labels stand at its side."""
 
+HEIGHT = 220
+"""Of the inside of a plot of two numbers."""
+LOG_FROM = 20
+"""A ratio of largest to smallest value from which an axis is logarithmic."""
+
 COLOURS = {
     "ink": "#000001",
     "soft": "#000002",

@@ -195,6 +195,12 @@ def _measurement_row(one: Measurement) -> tuple[Cell, ...]:
     )
 
 
+def with_interval(one: Measurement) -> Cell:
+    """The value, and its interval in parentheses."""
+    between = numbers.interval(one.low, one.high, one.unit)
+    return Cell(numbers.measured(one) + (f" ({between})" if between else ""), one.value)
+
+
 def under(one: Measurement) -> str:
     """The name, with the conditions of this row."""
     return ", ".join([one.name, *(f"{key} {value}" for key, value in one.at.items())])

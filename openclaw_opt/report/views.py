@@ -111,6 +111,11 @@ def number(one: Measurement) -> float:
     return one.value
 
 
+def ends(rows: Sequence[Measurement]) -> list[float]:
+    """Values and interval ends that can be drawn."""
+    return [end for one in rows for end in (one.value, one.low, one.high) if end is not None and math.isfinite(end)]
+
+
 def reference_value(report: Report, name: str) -> float | None:
     """What the reference has by that name: measured, or known because the metric compares with the reference itself."""
     for one in report.measurements:
