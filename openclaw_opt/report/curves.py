@@ -64,7 +64,11 @@ def _ecdf(
         "scale": {"domain": [0, 1]},
     }
     dashes = {"domain": list(styles), "range": [[1, 0] if one == "engine" else [6, 4] for one in styles]}
-    legend = {"title": None, "orient": "top", "symbolType": "stroke", "symbolStrokeWidth": 3} if first else None
+    legend = (
+        {"title": None, "orient": "top", "columnPadding": 30, "symbolType": "stroke", "symbolStrokeWidth": 3}
+        if first
+        else None
+    )
     colour = {**plot.pick("subject", styles), "legend": legend}
     return {
         "width": plot.WIDTH - 70,

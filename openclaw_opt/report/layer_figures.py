@@ -41,7 +41,7 @@ def _worst(ranked: Sequence[tuple[str, LayerRecord]]) -> Figure:
         "scale": {"zero": False, "nice": True},
         "axis": {"tickCount": 5, "domain": False},
     }
-    legend = {"title": None, "orient": "top", "direction": "horizontal"}
+    legend = {"title": None, "orient": "top", "direction": "horizontal", "columnPadding": 30}
     spec: Spec = {
         "width": plot.BODY,
         "height": {"step": 22},
