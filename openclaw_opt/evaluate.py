@@ -53,6 +53,7 @@ def subject_of(plan: Plan, artifact: Artifact, graph: Graph | None, store: Store
         files=tuple(_files(artifact)),
         original_files=tuple(plan.listing.weights),
         graph=_graph_folder(artifact, graph),
+        tokenizer=_tokenizer(plan),
         **_memory(artifact, facts),
     )
 
@@ -101,9 +102,15 @@ def _memory(artifact: Artifact, facts: EngineFacts | None) -> dict[str, Any]:
     why = "the recipe ended before an engine was built" if facts is None else cannot_run(facts)
     if why:
         return {"memory_why": why}
+    from openclaw_opt.metrics.anatomy import load_command
     from openclaw_opt.metrics.memory import memory_command
 
-    return {"memory_command": memory_command(artifact.folder)}
+    return {"memory_command": memory_command(artifact.folder), "load_command": load_command(artifact.folder)}
+
+
+def _tokenizer(plan: Plan) -> Path | None:
+    file = plan.checkpoint.folder / "tokenizer.json"
+    return file if file.is_file() else None
 
 
 def _graph_facts(spec: DecoderSpec | HfSpec, artifact: Artifact) -> GraphFacts:

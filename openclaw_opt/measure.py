@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from openclaw_opt.artifacts import Artifact, Engine, Graph, Measurement
+from openclaw_opt.artifacts import Artifact, Engine, Graph, GraphFacts, Measurement
+from openclaw_opt.costs import Bounded, costs_of, least_seconds
+from openclaw_opt.metrics.roofline import Roofline, read_work
 from openclaw_opt.plan import Plan, Step, source_digest, source_facts
-from openclaw_opt.records import PassRecord
+from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.store import Store, digest
-from openclaw_opt.targets import cpu_title, host
+from openclaw_opt.targets import TARGETS, cpu_title, host
 from openclaw_opt.versions import versions
 
 if TYPE_CHECKING:
@@ -61,6 +64,35 @@ def _measure(
         hooks.progress(i / len(plan.recipe.metrics), metric.word)
         rows += metric.measure(subject)
     return tuple(rows)
+
+
+def with_costs(report: Report, plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store) -> Report:
+    """The report with what a million tokens cost on each target; the bounds come from the store where they are known."""
+    priced = isinstance(plan.recipe.located.data.get("target"), dict) and plan.recipe.target.hourly_usd is not None
+    bounds = _bounds(plan, steps, artifact, store)
+    costs = costs_of(plan.recipe.target, report.task, report.measurements, bounds, priced_by_recipe=priced)
+    return report.model_copy(update={"costs": costs})
+
+
+def _bounds(plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store) -> dict[str, Bounded]:
+    """The least seconds of a token on every GPU row; counted once for a graph and the roofline's options."""
+    found = next((metric for metric in plan.recipe.metrics if metric.word == "roofline"), None)
+    options = found if isinstance(found, Roofline) else Roofline()
+    rows = {name: asdict(row) | {"hourly_usd": None} for name, row in TARGETS.items()}
+    key = digest({"bounds": options.model_dump(), "of": steps[-1].key, "targets": rows, "code": source_digest()})
+    stored = store.find(key)
+    if stored is not None:
+        return {name: Bounded(**one) for name, one in stored["rows"].items()}
+    graph = artifact if isinstance(artifact, Graph) else graph_before(steps, artifact, store)
+    facts = (
+        graph.facts
+        if graph is not None
+        else GraphFacts(task=plan.spec.task, dialect="portable", dtype="float32", family=plan.spec.family, opset=23)
+    )
+    bounds = least_seconds(read_work(graph.folder) if graph is not None else None, facts, options)
+    with store.making() as folder:
+        store.keep(folder, key, {"kind": "bounds", "rows": {name: asdict(one) for name, one in bounds.items()}})
+    return bounds
 
 
 def graph_before(steps: Sequence[Step], artifact: Artifact, store: Store) -> Graph | None:

@@ -23,7 +23,7 @@ from openclaw_opt.comparison.comparable import baseline_record, check_model, pro
 from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
 from openclaw_opt.hooks import Hooks
 from openclaw_opt.judge import judge, provenance_of_plan
-from openclaw_opt.measure import measure, remembered, with_latency
+from openclaw_opt.measure import measure, remembered, with_costs, with_latency
 from openclaw_opt.memory import Peak, peak_memory
 from openclaw_opt.passes import PROOF, Done, Work
 from openclaw_opt.plan import Plan, Step, fuse_context, make_plan, output_folder, source_facts, steps_until, why_redone
@@ -74,7 +74,8 @@ def build(
             output=folder,
             baseline=against,
         )
-        publish(folder, report, artifact, Manifest.of(plan, steps, records, report))
+        report = with_costs(report, plan, steps, artifact, store)
+        publish(folder, report, artifact, Manifest.of(plan, steps, records, report), store)
     return report
 
 

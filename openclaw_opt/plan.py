@@ -223,8 +223,9 @@ def source_facts(source: Source | None) -> dict[str, Any]:
 @cache
 def source_digest() -> str:
     """Digest of this package's own code: another version must not serve this one's results."""
-    files = sorted(path for path in ROOT.rglob("*.py") if "report" not in path.parts and "cli" not in path.parts)
-    return digest({str(path.relative_to(ROOT)): digest(path.read_text(encoding="utf-8")) for path in files})[:16]
+    files = {path.relative_to(ROOT): path for path in sorted(ROOT.rglob("*.py"))}
+    counted = {str(name): path for name, path in files.items() if name.parts[0] not in ("report", "cli")}
+    return digest({name: digest(path.read_text(encoding="utf-8")) for name, path in counted.items()})[:16]
 
 
 class Hashes:

@@ -22,7 +22,7 @@ from openclaw_opt.artifacts import Artifact
 from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.recipe import resolved_yaml
 from openclaw_opt.records import PassRecord, Report
-from openclaw_opt.store import DONE, sha256_file
+from openclaw_opt.store import DONE, Store, sha256_file
 
 if TYPE_CHECKING:
     from openclaw_opt.plan import Plan, Step
@@ -134,7 +134,7 @@ def foreign_files(folder: Path) -> list[str]:
     )
 
 
-def publish(folder: Path, report: Report, artifact: Artifact, manifest: Manifest) -> None:
+def publish(folder: Path, report: Report, artifact: Artifact, manifest: Manifest, store: Store | None = None) -> None:
     """Assemble the build beside the folder and put it in its place."""
     from openclaw_opt.report import write_report
 
@@ -142,7 +142,7 @@ def publish(folder: Path, report: Report, artifact: Artifact, manifest: Manifest
     try:
         _take(artifact, part)
         (part / RESOLVED).write_text(manifest.data["recipe"], encoding="utf-8")
-        write_report(report, part)
+        write_report(report, part, store)
         files = {str(p.relative_to(part)): sha256_file(p) for p in sorted(part.rglob("*")) if p.is_file()}
         (part / MANIFEST).write_text(
             json.dumps(manifest.data | {"files": files}, indent=1, ensure_ascii=False), encoding="utf-8"

@@ -241,7 +241,7 @@ class _Reader:
     def _budgets(self, metrics: Sequence[Metric]) -> list[Budget]:
         section, declared = self.located.data.get("budgets"), self.located.data.get("metrics", [])
         whole = isinstance(declared, list) and len(metrics) == len(declared)  # else the metric's own mistake is enough
-        numbers = {number.name: number for metric in metrics for number in metric.numbers}
+        numbers = {number.name: number for metric in metrics for number in metric.numbers if not number.by}
         found: dict[str, Budget] = {}
         for name, value in section.items() if isinstance(section, dict) else ():
             path: Path_ = ("budgets", name)

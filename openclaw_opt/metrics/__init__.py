@@ -1,8 +1,8 @@
 """What a metric is. One file a number, or a family of numbers measured together; the file's name is the recipe's word.
 
 A metric is a frozen record whose fields are its options. `numbers` says before any work which measurements it gives, so that
-a budget on a name that nothing measures is a mistake in the recipe. `measure` gives one Measurement for every name:
-a value, or the reason why there is none.
+a budget on a name that nothing measures is a mistake in the recipe. `measure` gives a Measurement for every name (one for
+each condition where the number is stated `by` one): a value, or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Number(NamedTuple):
     tasks: tuple[Task, ...] = EVERY_TASK
     of_checkpoint: bool = False
     """The checkpoint has this number too, so that a budget can be stated `against: checkpoint`."""
+    by: str = ""
+    """The condition under which it is stated several times (`at` of its rows), e.g. `batch`; no budget names such a number."""
 
 
 class Items(NamedTuple):
@@ -70,8 +72,13 @@ class Metric(BaseModel):
 
     @classmethod
     def measurement_names(cls, task: Task | None = None) -> list[str]:
-        """What budgets can name, for one task or for all."""
+        """What it measures, for one task or for all."""
         return [number.name for number in cls.numbers if task is None or task in number.tasks]
+
+    @classmethod
+    def budget_names(cls) -> list[str]:
+        """What budgets can name: numbers that are stated once."""
+        return [number.name for number in cls.numbers if not number.by]
 
     @classmethod
     def number(cls, name: str) -> Number:

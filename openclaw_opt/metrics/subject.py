@@ -43,6 +43,8 @@ class Subject:
         files: what the runtime loads, for size and memory.
         original_files: the checkpoint's weight files.
         graph: folder of the graph that the roofline counts; None if there is none.
+        tokenizer: the checkpoint's tokenizer.json; None if it has none.
+        load_command: arguments after `python` that open the engine in a child and print how long it took; None likewise.
         memory_command: arguments after `python` that run the engine in a child and print its peak; None where it cannot.
     """
 
@@ -56,6 +58,8 @@ class Subject:
     files: tuple[Path, ...] = ()
     original_files: tuple[Path, ...] = ()
     graph: Path | None = None
+    tokenizer: Path | None = None
+    load_command: tuple[str, ...] | None = None
     memory_command: tuple[str, ...] | None = None
     memory_why: str = ""
 

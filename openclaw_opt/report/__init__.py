@@ -1,4 +1,4 @@
-"""The report's files: JSON (the record itself), HTML, Markdown and JUnit made from it. All but the writing is pure."""
+"""The report's files: JSON (the record itself), HTML, Markdown, JUnit and benchmark files made from it. All but the writing is pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,23 @@ from pydantic import ValidationError
 
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.records import SCHEMA_VERSION, Report
+from openclaw_opt.store import Store
 
 FILE = "report.json"
 
 
 def report_json(report: Report) -> str:
     """The report as JSON. Infinite and undefined numbers are the strings `Infinity`, `-Infinity`, `NaN`: JSON has no other."""
-    return json.dumps(_finite(report.model_dump(mode="python")), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(finite(report.model_dump(mode="python")), indent=1, ensure_ascii=False) + "\n"
 
 
-def write_report(report: Report, folder: Path) -> tuple[str, ...]:
-    """Write report.json, report.md, report.html and junit.xml into an existing folder; gives their names.
+def write_report(report: Report, folder: Path, store: Store | None = None) -> tuple[str, ...]:
+    """Write report.json, .md and .html, junit.xml and the benchmark files into an existing folder; gives their names.
 
     Each file is whole or the one before: all are written beside their place first and renamed after. OSError as it comes.
+    `store` remembers drawn pictures.
     """
+    from openclaw_opt.report.benchmark import FILES, benchmark
     from openclaw_opt.report.html import html
     from openclaw_opt.report.junit import junit
     from openclaw_opt.report.markdown import markdown
@@ -34,9 +38,16 @@ def write_report(report: Report, folder: Path) -> tuple[str, ...]:
     texts = {
         FILE: report_json(report),
         "report.md": markdown(report),
-        "report.html": html(report),
+        "report.html": html(report, store),
         "junit.xml": junit(report),
+        **{name: benchmark(report, better) for name, better in FILES.items()},
     }
+    write_whole(texts, folder)
+    return tuple(texts)
+
+
+def write_whole(texts: Mapping[str, str], folder: Path) -> None:
+    """Write every text or none: all are written beside their place first and renamed after."""
     parts: dict[str, Path] = {}
     try:
         for name, text in texts.items():
@@ -46,13 +57,18 @@ def write_report(report: Report, folder: Path) -> tuple[str, ...]:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
-    return tuple(texts)
 
 
 def read_report(path: Path) -> Report:
     """The report in a file, or in an artifact folder. Raises RecipeError for what is missing, damaged or too new."""
     file = path / FILE if path.is_dir() else path
     data = _parsed(file)
+    if "joint_version" in data:
+        raise RecipeError(
+            "this report joins several builds",
+            where=str(file),
+            fix="give the builds' own reports: each stands in its folder",
+        )
     version = data.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise RecipeError("this is not a report: it states no schema_version", where=str(file))
@@ -107,11 +123,12 @@ def _written(folder: Path, name: str, text: str) -> Path:
     return Path(part)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they are written as words."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value

@@ -1,139 +1,195 @@
-"""The waterfall's pictures: accuracy, size, latency, time and memory along the passes, as inline SVG.
+"""Pictures along the passes: what each did to accuracy, size, latency, time and memory; and bytes on disk and in memory.
 
-Each takes the Report and gives a figure, or nothing where it would show nothing. Every number is in a table too.
+Each takes the Report and gives a figure with its numbers, or nothing where it would show nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
-from openclaw_opt.artifacts import Measurement
 from openclaw_opt.records import PassRecord, Report
-from openclaw_opt.report import numbers, svg, views
-from openclaw_opt.report.svg import Figure
+from openclaw_opt.report import numbers, plot, tables, views
+from openclaw_opt.report.plot import Bar, Figure, Spec
+from openclaw_opt.report.tables import Cell, Column, Table
 
 
 def waterfall(report: Report) -> tuple[Figure, ...]:
-    """Accuracy, size, time and memory along the passes."""
-    found = [_accuracy(report), _sizes(report)] if report.passes else []
-    if report.passes:
-        found += [_latency(report), _seconds(report.passes), _memory(report.passes)]
+    """Accuracy along the passes; size, latency, time and memory along the passes."""
+    found = [_accuracy(report), _costs(report)] if report.passes else []
     return tuple(figure for figure in found if figure is not None)
 
 
 def _accuracy(report: Report) -> Figure | None:
-    """Steps from the reference down: a bar spans what the pass lost, a whisker its interval; the engine stands last."""
+    """From the reference down: a bar spans what a pass changed, a line its interval, the engine stands last."""
     name, steps = views.accuracy_name(report), views.steps(report)
     final = views.engine_measurement(report, name)
-    rows = [*(step.measurement for step in steps), final]
-    known = [value for step in steps for value in (step.before, step.after) if value is not None]
-    ends = [end for one in rows if one is not None for end in (one.value, one.low, one.high) if end is not None]
-    finite = [value for value in (*known, *ends) if math.isfinite(value)]
-    if not ends or not finite:
-        return None
-    scale = svg.Scale(*svg.padded(finite, least=1e-4), 0, svg.WIDTH)
-    bottom = (len(steps) + (final is not None)) * svg.ROW
-    parts = [svg.x_axis(scale, 0, bottom, [(tick, svg.tick(tick, scale)) for tick in scale.ticks()])]
-    parts += [_step(step, i * svg.ROW, scale) for i, step in enumerate(steps)]
+    rows = [_step(step) for step in steps]
     if final is not None:
-        parts.append(_engine(final, len(steps) * svg.ROW, scale))
-    title = f"{name} after each pass"
-    caption = "A bar spans what the pass changed, its whisker is the 95 % interval. Exact passes keep the value: their outputs were compared."
-    return Figure(title, svg.drawing(bottom + 22, title, parts), caption)
-
-
-def _step(step: views.Step, top: float, scale: svg.Scale) -> str:
-    one, middle, words = step.measurement, top + 25, _step_text(step)
-    parts = [_row_head(top, step.record.word, words)]
-    if step.after is None or not math.isfinite(step.after):
-        return parts[0]
-    if one is None:
-        return parts[0] + svg.line(scale(step.after), middle - 5, scale(step.after), middle + 5, "kept")
-    before = step.before if step.before is not None and math.isfinite(step.before) else step.after
-    left, right = sorted((scale(before), scale(step.after)))
-    worse = step.after < before if one.better == "higher" else step.after > before
-    parts.append(svg.box(left, middle - 5, max(right - left, 2), 10, "bar loss" if worse else "bar engine", words))
-    return "".join([*parts, _interval(one, middle, scale)])
-
-
-def _engine(one: Measurement, top: float, scale: svg.Scale) -> str:
-    """The last row: what the engine itself was measured at."""
-    head = _row_head(top, one.subject, numbers.NOT_MEASURED if one.value is None else numbers.measured(one))
-    if one.value is None or not math.isfinite(one.value):
-        return head
-    return (
-        head + _interval(one, top + 25, scale) + svg.marker(scale(one.value), top + 25, "engine", numbers.measured(one))
+        known = final.value is not None and math.isfinite(final.value)
+        end = {
+            "kind": "engine",
+            "after": final.value if known else None,
+            **_ends(final.low if known else None, final.high if known else None),
+        }
+        rows.append({"name": "engine", "text": numbers.short(final), **end})
+    ends = plot.finite(row.get(key) for row in rows for key in ("before", "after", "low", "high"))
+    if not ends or not any(row["kind"] in ("loss", "gain", "engine") for row in rows):
+        return None
+    names = plot.labels([row["name"] for row in rows])
+    for row, label in zip(rows, names, strict=True):
+        row["label"] = label
+    x = {
+        "type": "quantitative",
+        "title": name,
+        "scale": {"domain": plot.padded(ends, least=1e-4), "nice": False, "zero": False},
+        "axis": {"tickCount": 4, "domain": False},
+    }
+    kinds = {"loss": "bad", "gain": "good", "kept": "reference", "engine": "good", "": "soft"}
+    only = {word: {"transform": [{"filter": f"datum.kind === '{word}'"}]} for word in ("kept", "engine")}
+    spec: Spec = {
+        "width": plot.BODY - 70,
+        "height": {"step": 30},
+        "data": {"values": rows},
+        "encoding": {"y": plot.rows_axis(names)},
+        "layer": [
+            {
+                "transform": [{"filter": "datum.kind === 'loss' || datum.kind === 'gain'"}],
+                "mark": {"type": "bar", "height": 13},
+                "encoding": {
+                    "x": {"field": "before", **x},
+                    "x2": {"field": "after"},
+                    "color": plot.pick("kind", kinds),
+                },
+            },
+            {
+                "mark": {"type": "rule", "color": plot.COLOURS["ink"], "strokeWidth": 1.5},
+                "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}},
+            },
+            {
+                **only["kept"],
+                "mark": {"type": "tick", "size": 15, "thickness": 3, "color": plot.COLOURS["reference"]},
+                "encoding": {"x": {"field": "after", **x}},
+            },
+            {
+                **only["engine"],
+                "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, "color": plot.COLOURS["good"]},
+                "encoding": {"x": {"field": "after", **x}},
+            },
+            {
+                "mark": {"type": "text", "align": "left", "dx": 8, "fontSize": 11.5},
+                "encoding": {"x": {"value": plot.BODY - 70}, "text": {"field": "text"}},
+            },
+        ],
+    }
+    caption = (
+        "A bar spans what the pass changed, its line is the 95 % interval. A grey tick: an exact pass, whose outputs were compared."
+        + (f" The last row was measured on: {final.subject}." if final is not None else "")
+    )
+    return Figure(
+        "accuracy",
+        f"{name} after each pass",
+        spec,
+        tables.waterfall(report).only("Pass", name or "Accuracy", "Verified"),
+        caption,
     )
 
 
-def _row_head(top: float, label: str, words: str) -> str:
-    return svg.text(0, top + 13, label, "label halo") + svg.text(svg.WIDTH, top + 13, words, "number halo", "end")
+def _step(step: views.Step) -> dict[str, Any]:
+    one = step.measurement
+    row: dict[str, Any] = {"name": views.pass_label(step.record), "text": _step_text(step), "kind": ""}
+    if step.after is None or not math.isfinite(step.after):
+        return row
+    if one is None:
+        return {**row, "kind": "kept", "after": step.after}
+    before = step.before if step.before is not None and math.isfinite(step.before) else step.after
+    worse = step.after < before if one.better == "higher" else step.after > before
+    return {
+        **row,
+        "kind": "loss" if worse else "gain",
+        "before": before,
+        "after": step.after,
+        **_ends(one.low, one.high),
+    }
 
 
-def _interval(one: Measurement, middle: float, scale: svg.Scale) -> str:
-    if one.low is None or one.high is None or not math.isfinite(one.high - one.low):
-        return ""
-    return svg.whisker(scale(one.low), scale(one.high), middle)
+def _ends(low: float | None, high: float | None) -> dict[str, float]:
+    both = plot.finite([low, high])
+    return {"low": both[0], "high": both[1]} if len(both) == 2 else {}
 
 
 def _step_text(step: views.Step) -> str:
     if step.measurement is None:
         return "unchanged" if step.after is not None else numbers.NOT_MEASURED
-    return numbers.NOT_MEASURED if step.measurement.value is None else numbers.measured(step.measurement)
+    return numbers.short(step.measurement)
 
 
-def _sizes(report: Report) -> Figure:
-    rows = [svg.Bar("checkpoint", numbers.size(report.checkpoint_bytes), float(report.checkpoint_bytes), "reference")]
-    rows += [svg.Bar(one.word, numbers.size(one.size_bytes), float(one.size_bytes)) for one in report.passes]
+def _costs(report: Report) -> Figure:
+    """Size, latency where more than the engine was timed, time and memory, one under the other."""
+    records = report.passes
+    panels = [plot.bars(_sizes(report), "Size on disk")]
+    if views.passes_timed(report):
+        timed = [(record, views.pass_latency(report, record)) for record in records]
+        name = next(one.name for _, one in reversed(timed) if one is not None)
+        rows = [
+            Bar(
+                views.pass_label(record),
+                numbers.short(one) if one is not None else numbers.NOT_MEASURED,
+                one.value if one is not None else None,
+            )
+            for record, one in timed
+        ]
+        panels.append(plot.bars(rows, f"{name} after each pass"))
+    panels.append(plot.bars([_bar(one, numbers.seconds(one.seconds), one.seconds) for one in records], "Time"))
+    panels.append(
+        plot.bars([_bar(one, numbers.size(one.peak_bytes), float(one.peak_bytes)) for one in records], "Peak memory")
+    )
+    caption = "Weights and graph on disk; time and resident memory of each pass, of the run that made it."
+    titles = [column.title for column in tables.waterfall(report).columns]
+    shown = [title for title in ("Pass", "Size", "Latency", "Time", "Peak memory", "Taken from") if title in titles]
+    return Figure(
+        "costs", "What each pass took and left", {"vconcat": panels}, tables.waterfall(report).only(*shown), caption
+    )
+
+
+def _sizes(report: Report) -> list[Bar]:
+    rows = [Bar("checkpoint", numbers.size(report.checkpoint_bytes), float(report.checkpoint_bytes), "reference")]
+    rows += [Bar(views.pass_label(one), numbers.size(one.size_bytes), float(one.size_bytes)) for one in report.passes]
     engine = report.engine_bytes
     if engine is not None and engine != report.passes[-1].size_bytes:
-        rows.append(svg.Bar("engine", numbers.size(engine), float(engine)))
-    return Figure("Size on disk", svg.bars("Size on disk after each pass", rows), "Weights and graph, counted on disk.")
+        rows.append(Bar("engine", numbers.size(engine), float(engine)))
+    return rows
 
 
-def _latency(report: Report) -> Figure | None:
-    """Only where more than the engine was timed: the engine alone stands in the latency section."""
-    timed = [(record.word, views.pass_latency(report, record)) for record in report.passes]
-    names = [one.name for _, one in timed if one is not None]
-    if not views.passes_timed(report) or not names:
+def _bar(record: PassRecord, text: str, value: float) -> Bar:
+    return Bar(views.pass_label(record), text, value)
+
+
+def memory(report: Report) -> Figure | None:
+    """Bytes on disk and in memory, side by side."""
+    rows = [
+        Bar("checkpoint on disk", numbers.size(report.checkpoint_bytes), float(report.checkpoint_bytes), "reference")
+    ]
+    subject, taken = views.result_size(report)
+    if taken is not None:
+        rows.append(Bar(f"{subject} on disk", numbers.size(taken), float(taken)))
+    scale = {"MiB": 2.0**20, "GiB": 2.0**30, "bytes": 1.0}
+    for one in report.measurements:
+        if views.first_word(one.name) == "memory" and one.value is not None and one.unit in scale and not one.at:
+            value = one.value * scale[one.unit]
+            reference = one.subject == views.REFERENCE
+            rows.append(
+                Bar(
+                    f"{one.name}{' of reference' if reference else ''}",
+                    numbers.size(value),
+                    value,
+                    "reference" if reference else "third",
+                )
+            )
+    if len(rows) < 3:
         return None
-    rows = [_latency_bar(word, one) for word, one in timed]
-    return Figure(f"{names[-1]} after each pass", svg.bars("Latency after each pass", rows))
-
-
-def _latency_bar(word: str, one: Measurement | None) -> svg.Bar:
-    known = one is not None and one.value is not None
-    return svg.Bar(
-        word, numbers.measured(one) if one is not None and known else numbers.NOT_MEASURED, one.value if one else None
+    table = Table(
+        (Column("What"), Column("Bytes", numeric=True)),
+        tuple((Cell(row.label), Cell(row.text, row.value)) for row in rows),
     )
-
-
-def _seconds(records: Sequence[PassRecord]) -> Figure:
-    rows = [svg.Bar(_cached(one), numbers.seconds(one.seconds), one.seconds, _fresh(one)) for one in records]
-    return Figure(
-        "Time",
-        svg.bars("Time of each pass", rows),
-        _cache_caption(records, "the time is that of the run that made them"),
-    )
-
-
-def _memory(records: Sequence[PassRecord]) -> Figure:
-    rows = [svg.Bar(_cached(one), numbers.size(one.peak_bytes), float(one.peak_bytes), _fresh(one)) for one in records]
-    return Figure(
-        "Peak memory",
-        svg.bars("Peak memory of each pass", rows),
-        "Resident memory of the process and its children, sampled.",
-    )
-
-
-def _cached(record: PassRecord) -> str:
-    return f"{record.word} (cached)" if record.cached else record.word
-
-
-def _fresh(record: PassRecord) -> str:
-    return "cached" if record.cached else "engine"
-
-
-def _cache_caption(records: Sequence[PassRecord], why: str) -> str:
-    return f"Dashed outline: taken from the cache this time; {why}." if any(one.cached for one in records) else ""
+    return Figure("memory", "Size and memory", plot.bars(rows), table, "On disk and resident in memory, decimal bytes.")

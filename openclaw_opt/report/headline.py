@@ -8,8 +8,6 @@ from openclaw_opt.artifacts import Measurement
 from openclaw_opt.records import Report
 from openclaw_opt.report import numbers, views
 
-RATES = ("token/s", "tokens/s")
-
 
 @dataclass(frozen=True)
 class Headline:
@@ -53,7 +51,7 @@ def _speed_headline(report: Report) -> Headline:
 
 
 def _size_headline(report: Report) -> Headline:
-    subject, taken = result_size(report)
+    subject, taken = views.result_size(report)
     if taken is None:
         return _gap_headline("size", "nothing was built")
     share = numbers.percent(taken / report.checkpoint_bytes) if report.checkpoint_bytes else "an unknown share"
@@ -63,13 +61,6 @@ def _size_headline(report: Report) -> Headline:
         f"{share} of the checkpoint's {numbers.size(report.checkpoint_bytes)}",
         subject,
     )
-
-
-def result_size(report: Report) -> tuple[str, int | None]:
-    """Whose size, and how many bytes: the engine, or what the last pass left when there is no engine yet."""
-    last = report.passes[-1] if report.passes else None
-    taken = report.engine_bytes if report.engine_bytes is not None else last.size_bytes if last else None
-    return "engine" if (report.engine_files and report.finished) or last is None else f"after {last.word}", taken
 
 
 def _memory_headline(report: Report) -> Headline:
@@ -94,31 +85,15 @@ def _gap_headline(label: str, why: str) -> Headline:
 
 
 def cost(report: Report) -> tuple[Headline, ...]:
-    """Cost per million tokens with the price used: as measured by a metric, or derived from throughput and price."""
-    own = [one for one in report.measurements if views.first_word(one.name) == "cost"]
-    if own:
-        return tuple(_headline(one.name, one) for one in own)
-    label, price = "cost per million output tokens", report.target_facts.get("hourly_usd")
-    rates = [one for one in views.latencies(report) if one.unit in RATES and one.subject == "engine" and one.value]
-    rate = next((one for one in rates if "prefill" not in one.name and "prompt" not in one.name), None)
-    if not isinstance(price, (int, float)) or isinstance(price, bool):
-        return (
-            _gap_headline(
-                label, f"no hourly price is known for {report.target_title}; `target.hourly_usd` in the recipe sets one"
-            ),
-        )
-    if rate is None or rate.value is None:
-        return (
-            _gap_headline(
-                label, f"no tokens/s of the engine on {report.target_title}; the price would be ${price:g} an hour"
-            ),
-        )
-    dollars = 1e6 * price / 3600 / rate.value
+    """Cost per million tokens or samples on the recipe's target, with the price used."""
+    own = next((one for one in report.costs if one.target == report.target), None)
+    if own is None:
+        return (_gap_headline("cost per million output tokens", "this report holds no cost"),)
+    label = f"cost per million {own.unit}"
+    if own.per_million_usd is None:
+        return (_gap_headline(label, own.not_measured),)
     return (
         Headline(
-            label,
-            f"${numbers.significant(dollars, 3)}",
-            f"derived: ${price:g} an hour ÷ {rate.name} {numbers.measured(rate)}",
-            "",
+            label, numbers.dollars(own), f"{own.basis}; ${own.hourly_usd:g} an hour, price from {own.price_source}", ""
         ),
     )

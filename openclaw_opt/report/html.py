@@ -10,16 +10,31 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openclaw_opt.records import Report
-from openclaw_opt.report import curves, figures, headline, numbers, tables, views
+from openclaw_opt.report import (
+    budget_figure,
+    curves,
+    figures,
+    headline,
+    layer_figures,
+    numbers,
+    scatter,
+    serving,
+    tables,
+    views,
+)
+from openclaw_opt.report.plot import Figure, drawings
 from openclaw_opt.report.tables import Table
+from openclaw_opt.store import Store
 
 HERE = Path(__file__).parent
-LIMIT_BYTES = 1_000_000
+LIMIT_BYTES = 1_400_000
+OWN_SECTION = ("batching", "anatomy", "memory", "size")
+"""First words of measurements with a section of their own."""
 SCALES = ((300, 40_000), (100, 4_000), (30, 1_000), (10, 300))
 """Rows of a table and characters of a text, tried in turn until the page is under the limit; report.json has all."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
@@ -34,43 +49,50 @@ MARKS = {
 }
 
 
-def html(report: Report) -> str:
-    """The page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template, page = environment.get_template("report.html.j2"), ""
+def html(report: Report, store: Store | None = None) -> str:
+    """The page; pictures that the store has are not drawn again."""
+    figures_of, page = _figures(report), ""
+    drawn = {**figures_of, "drawn": drawings([one for found in figures_of.values() for one in found], store)}
     for rows, longest in SCALES:
-        page = _CONTROL.sub("\ufffd", template.render(_page(report, rows, longest)))
+        page = render("report.html.j2", {**_page(report, rows), **drawn}, longest, rows)
         if len(page.encode()) < LIMIT_BYTES:
             break
     return page
 
 
-def _page(report: Report, rows: int, longest: int) -> dict[str, Any]:
-    """Everything the template shows."""
+def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1], rows: int = SCALES[0][0]) -> str:
+    """A page of this folder's template, with its style, its script and a policy that allows nothing else."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    return {
-        "report": report,
+    shared = {
         "style": Markup(style),
         "script": Markup(script),
         "policy": f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        "markup": Markup,
+        "cut": lambda text: cut(text, longest),
+        "prose": lambda text: prose(cut(text, longest)),
+        "tied": tied,
+        "rows": rows,
+    }
+    return _CONTROL.sub("\ufffd", environment.get_template(template).render({**shared, **facts}))
+
+
+def _page(report: Report, rows: int) -> dict[str, Any]:
+    """Everything the template shows."""
+    return {
+        "report": report,
         "sign": SIGNS[report.verdict],
         "mark": MARKS[report.verdict],
         "line": views.verdict_line(report),
         "facts": _facts(report),
-        "headlines": headline.headlines(report),
-        "markup": Markup,
-        "cut": lambda text: cut(text, longest),
-        "prose": lambda text: prose(cut(text, longest)),
+        "headlines": (*headline.headlines(report), *headline.cost(report)),
         "notes": report.notes[:rows],
-        "tied": tied,
         **_tables(report, rows),
-        **_figures(report),
         **_provenance(report, rows),
     }
 
@@ -108,56 +130,42 @@ def _facts(report: Report) -> str:
 
 
 def _tables(report: Report, rows: int) -> dict[str, Table]:
-    bounds = views.bounds(report)
+    bounds, latencies = views.bounds(report), views.latencies(report)
+    words = {word: [one for one in report.measurements if views.first_word(one.name) == word] for word in OWN_SECTION}
+    shown = [*bounds, *latencies, *(one for found in words.values() for one in found)]
     return {
         "budgets": tables.budgets(report),
         "waterfall": tables.waterfall(report),
-        "latency": tables.measurements(views.latencies(report)).first(rows),
+        "latency": tables.measurements(latencies).first(rows),
+        "batches": tables.measurements(words["batching"]).first(rows),
+        "parts": tables.measurements(words["anatomy"]).first(rows),
+        "sizes": tables.measurements([*words["memory"], *words["size"]]).first(rows),
         "bounds": tables.measurements(bounds).first(rows),
-        "others": tables.measurements(
-            [one for one in report.measurements if one not in bounds and one not in views.latencies(report)]
-        ).first(rows),
+        "others": tables.measurements([one for one in report.measurements if one not in shown]).first(rows),
         "layers": tables.layers(report).first(rows),
         "receipt": tables.receipt(report).marked("bad").first(rows),
         "as_asked": tables.receipt(report).marked("good").first(rows),
         "kernels": tables.kernels(report).first(rows),
+        "costs": tables.costs(report).first(rows),
         "gaps": tables.gaps(report).first(rows),
     }
 
 
-def _figures(report: Report) -> dict[str, Any]:
+def _figures(report: Report) -> dict[str, Sequence[Figure]]:
+    """Every picture; a list for each section."""
     return {
+        "bullets": _there(budget_figure.budget_bullets(report)),
+        "tradeoff": _there(scatter.tradeoff(report)),
         "steps": figures.waterfall(report),
-        "tradeoff": curves.tradeoff(report),
-        "tradeoff_points": _points_table(report),
-        "curves": curves.latency_curves(report),
-        "worst": curves.layers(report),
-        "cost": headline.cost(report),
+        "worst": (*layer_figures.layers(report), *layer_figures.sensitivity(report)),
+        "curves": _there(serving.anatomy(report), curves.latency_curves(report)),
+        "batch_curve": _there(serving.batching(report)),
+        "memory_bars": _there(figures.memory(report)),
     }
 
 
-def _points_table(report: Report) -> Table:
-    columns = (tables.Column("Point"), tables.Column("Accuracy", numeric=True), tables.Column("Latency", numeric=True))
-    rows = tuple(
-        (
-            tables.Cell(one.label),
-            tables.Cell(
-                f"{numbers.measured(one.accuracy)}{_between(one.accuracy.low, one.accuracy.high, one.accuracy.unit)}",
-                one.accuracy.value,
-            ),
-            tables.Cell(
-                f"{numbers.measured(one.latency)}{_between(one.latency.low, one.latency.high, one.latency.unit)}",
-                one.latency.value,
-            ),
-        )
-        for one in views.points(report)
-    )
-    return Table(columns, rows)
-
-
-def _between(low: float | None, high: float | None, unit: str) -> str:
-    between = numbers.interval(low, high, unit)
-    return f" ({between})" if between else ""
+def _there(*found: Figure | None) -> list[Figure]:
+    return [one for one in found if one is not None]
 
 
 def _provenance(report: Report, rows: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Report → Markdown for a CI job summary or a pull-request comment: short, and never over 64 KB."""
+"""Report → Markdown for a CI job summary: verdict, budgets and headline first, the rest folded; never over 1 MB."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from openclaw_opt.records import Report
 from openclaw_opt.report import headline, numbers, tables, views
 from openclaw_opt.report.tables import Cell, Column, Table
 
-LIMIT_BYTES = 60_000
-"""Of UTF-8; GitHub cuts comments at 65,536 characters."""
-ROWS = 60
+LIMIT_BYTES = 1_000_000
+"""Of UTF-8; GitHub refuses a step's job summary above 1 MiB."""
+ROWS = 200
+RECIPE = 20_000
+"""Characters of the recipe that are shown."""
 CELL = 300
 """Characters; longer text is cut, and report.html has the whole."""
 SIGNS = {"within budget": "✅", "budget missed": "❌", "undecided": "❔", "no budgets": "➖", "not finished": "⏳"}
@@ -19,18 +21,30 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#])")
 
 
 def markdown(report: Report) -> str:
-    """Verdict, budgets, headline, passes, what was not measured, the next step."""
+    """Verdict, budgets, headline, passes, what was not measured; folded: measurements, layers, receipt, cost, provenance."""
+    bounds, latencies = views.bounds(report), views.latencies(report)
+    others = [one for one in report.measurements if one not in latencies and one not in bounds]
     sections = [
         _head(report),
-        _section("Budgets", tables.budgets(report)),
-        _section("Headline", _headline(report)),
-        _section("Pass by pass", _passes(report)),
-        _section("Precision not realised", tables.receipt(report).marked("bad")),
-        _section("Not measured", tables.gaps(report)),
+        section("Budgets", tables.budgets(report)),
+        section("Headline", _headline(report)),
+        section("Pass by pass", _passes(report)),
+        section("Precision not realised", tables.receipt(report).marked("bad")),
+        section("Not measured", tables.gaps(report)),
         _notes(report),
+        folded("Accuracy, memory, size, batches", tables.measurements(others)),
+        folded("Latency and throughput", tables.measurements(latencies)),
+        folded("Cost of a million on each target", tables.costs(report)),
+        folded("Roofline bounds, not measurements", tables.measurements(bounds)),
+        folded("Layers by error, worst first", tables.layers(report)),
+        folded("Precision receipt", tables.receipt(report).marked("good")),
+        folded("Kernels by profile", tables.kernels(report)),
+        folded("Versions", tables.pairs("Package", dict(report.versions))),
+        folded("Checkpoint", tables.pairs("Weight file (sha256)", dict(report.checkpoint_files))),
+        _recipe(report),
         _foot(report),
     ]
-    return _limited([section for section in sections if section])
+    return limited([one for one in sections if one])
 
 
 def _head(report: Report) -> str:
@@ -69,18 +83,42 @@ def _notes(report: Report) -> str:
 
 def _foot(report: Report) -> str:
     took = f"{numbers.seconds(report.seconds)} on {report.machine.title}, peak memory {numbers.size(report.peak_bytes)}"
-    return f"Built in {escape(took, 300)}. Layers, latency curves and provenance are in `report.html`."
+    return f"Built in {escape(took, 300)}. The pictures are in `report.html`, every number in `report.json`."
 
 
-def _section(title: str, table: Table) -> str:
-    if not table.rows:
+def _recipe(report: Report) -> str:
+    """The recipe in a code block whose fence is longer than any run of backticks in it."""
+    if not report.recipe:
         return ""
+    text = report.recipe[:RECIPE]
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    cut = "\n# … the whole is in report.json" if len(report.recipe) > RECIPE else ""
+    return _fold("Recipe, with every default", f"{fence}yaml\n{text.rstrip()}{cut}\n{fence}")
+
+
+def folded(title: str, table: Table) -> str:
+    """A section that opens when it is asked for."""
+    return _fold(f"{title} ({len(table.rows) + table.left_out:,})", table_text(table)) if table.rows else ""
+
+
+def _fold(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def section(title: str, table: Table) -> str:
+    """A table under its title; empty where it has no rows."""
+    return f"### {title}\n\n{table_text(table)}" if table.rows else ""
+
+
+def table_text(table: Table) -> str:
+    """The table in GitHub's Markdown, at most ROWS rows of it."""
     shown = table.first(ROWS)
     head = "| " + " | ".join(escape(column.title) for column in shown.columns) + " |"
     rule = "|" + "|".join(" ---: " if column.numeric else " --- " for column in shown.columns) + "|"
     rows = ["| " + " | ".join(map(_cell, row, shown.columns)) + " |" for row in shown.rows]
     more = ["", f"{shown.left_out:,} more rows in report.html."] if shown.left_out else []
-    return "\n".join([f"### {title}", "", head, rule, *rows, *more])
+    return "\n".join([head, rule, *rows, *more])
 
 
 def _cell(cell: Cell, column: Column) -> str:
@@ -107,7 +145,7 @@ def _code(text: str) -> str:
     return "`" + text.replace("|", "\\|") + "`" if text.strip() else ""
 
 
-def _limited(sections: list[str]) -> str:
+def limited(sections: list[str]) -> str:
     """The sections that fit; what was left out is named. The first holds the verdict and is short."""
     text = "\n\n".join(sections) + "\n"
     kept = list(sections)

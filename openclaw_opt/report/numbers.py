@@ -10,7 +10,7 @@ import math
 import re
 
 from openclaw_opt.artifacts import Measurement
-from openclaw_opt.records import BudgetRecord
+from openclaw_opt.records import BudgetRecord, CostRecord
 
 NOT_MEASURED = "not measured"
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -80,6 +80,15 @@ def percent(ratio: float) -> str:
     return f"{'<' if ratio < 1 else '>'} 100 %" if abs(ratio) > 0.5 else f"{significant(ratio * 100)} %"
 
 
+def percent_short(ratio: float) -> str:
+    """A share to read off a picture: `93 %`, `0.4 %`, `< 0.1 %`."""
+    if not math.isfinite(ratio):
+        return f"{significant(ratio)} %"
+    if 0 < ratio < 0.001:
+        return "< 0.1 %"
+    return f"{ratio:.0%}".replace("%", " %") if ratio >= 0.0995 else f"{ratio * 100:.1f} %"
+
+
 def times(ratio: float) -> str:
     """2.345 → `2.35×`."""
     return f"{_three(ratio) if math.isfinite(ratio) else significant(ratio)}×"
@@ -122,6 +131,11 @@ def measured(one: Measurement) -> str:
     return missing(one.not_measured) if one.value is None else quantity(one.value, one.unit)
 
 
+def short(one: Measurement) -> str:
+    """The value in its unit, or `not measured`; the reason stands among the gaps."""
+    return NOT_MEASURED if one.value is None else quantity(one.value, one.unit)
+
+
 def evidence(one: Measurement) -> str:
     """What the value rests on: `95 % interval 0.991 to 0.998, n = 64`."""
     between = interval(one.low, one.high, one.unit)
@@ -158,8 +172,25 @@ def got(budget: BudgetRecord) -> str:
     """What a budget got, with the digits that decide it."""
     if budget.got is None:
         return missing(budget.why)
-    bound = re.search(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", budget.rule)
-    return beside(budget.got, float(bound[0]), budget.unit) if bound else quantity(budget.got, budget.unit)
+    bound = budget.bound if budget.bound is not None else rule_number(budget.rule)
+    return quantity(budget.got, budget.unit) if bound is None else beside(budget.got, bound, budget.unit)
+
+
+def rule_number(rule: str) -> float | None:
+    """The number in `>= 0.98`; None where there is none, or where it is a share of something else."""
+    found = re.search(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", rule)
+    return float(found[0]) if found and not rule[found.end() :].lstrip().startswith("%") else None
+
+
+def is_bound(one: CostRecord) -> bool:
+    """Is it the least it can cost, and not a measurement?"""
+    return one.per_million_usd is not None and one.basis.startswith("bound")
+
+
+def dollars(one: CostRecord) -> str:
+    """`$0.462`, or `at least $0.0031` where it is a bound."""
+    assert one.per_million_usd is not None
+    return f"{'at least ' if is_bound(one) else ''}${significant(one.per_million_usd, 3)}"
 
 
 def _same_side(text: str, value: float, bound: float) -> bool:

@@ -4,13 +4,14 @@ for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
   if (body.rows.length < 2) continue;
   table.querySelectorAll("thead th").forEach((head, column) => {
+    head.setAttribute("aria-sort", "none");
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
-      for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+      for (const other of head.parentNode.children) other.setAttribute("aria-sort", "none");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const key = (row) => {
         const cell = row.cells[column];
@@ -26,4 +27,4 @@ for (const table of document.querySelectorAll("table")) {
     });
   });
 }
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+addEventListener("beforeprint", () => document.querySelectorAll("details:not(.numbers)").forEach((one) => (one.open = true)));

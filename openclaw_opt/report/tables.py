@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openclaw_opt.artifacts import Measurement
-from openclaw_opt.records import LayerRecord, PassRecord, Report
+from openclaw_opt.records import BudgetRecord, CostRecord, LayerRecord, PassRecord, Report
 from openclaw_opt.report import numbers, views
 from openclaw_opt.report.gaps import gaps as gaps_of
 
@@ -62,31 +62,47 @@ RESULT_MARKS = {"met": "good", "missed": "bad", "undecided": "open"}
 
 
 def budgets(report: Report) -> Table:
-    """What was wanted, what was got, the result, and which pass spent it."""
+    """Result, what was wanted and got with its interval, the evidence, and which pass and layers spent it."""
     columns = (
-        Column("Budget", code=True),
-        Column("Wanted"),
-        Column("Got", numeric=True),
-        Column("Result"),
-        Column("Spent by"),
-        Column("How sure"),
-    )
+        Column("Budget", code=True), Column("Result"), Column("Wanted"), Column("Got", numeric=True), Column("Interval", numeric=True),
+        Column("Evidence"), Column("Spent by"),
+    )  # fmt: skip
     order = {"missed": 0, "undecided": 1, "met": 2}
-    rows = sorted(report.budgets, key=lambda one: order[one.result])
-    return Table(
-        columns,
-        tuple(
-            (
-                Cell(one.metric),
-                Cell(numbers.with_unit(one.rule, one.unit)),
-                Cell(numbers.got(one) if one.got is not None else numbers.NOT_MEASURED, one.got),
-                Cell(one.result, mark=RESULT_MARKS[one.result]),
-                Cell(one.spent_by or NONE),
-                Cell(one.why or NONE),
-            )
-            for one in rows
-        ),
+    return Table(columns, tuple(_budget_row(one) for one in sorted(report.budgets, key=lambda one: order[one.result])))
+
+
+def _budget_row(one: BudgetRecord) -> tuple[Cell, ...]:
+    return (
+        Cell(one.metric),
+        Cell(one.result, mark=RESULT_MARKS[one.result]),
+        Cell(wanted(one)),
+        Cell(numbers.got(one) if one.got is not None else numbers.NOT_MEASURED, one.got),
+        Cell(_budget_interval(one), one.low),
+        Cell("; ".join(part for part in (one.evidence, one.why) if part) or NONE),
+        Cell(spent(one) or NONE),
     )
+
+
+def wanted(one: BudgetRecord) -> str:
+    """`>= 0.99`, and what that came to where it is relative to something: `>= 99 % of the checkpoint: 0.981`."""
+    rule = numbers.with_unit(one.rule, one.unit) if numbers.rule_number(one.rule) is not None else one.rule
+    if one.against == "nothing":
+        return rule
+    of = {"checkpoint": "the checkpoint", "baseline": "the baseline"}[one.against]
+    said = rule if one.against in one.rule else f"{rule}, against {of}"
+    return said if one.bound is None else f"{said}: {numbers.with_unit(numbers.significant(one.bound, 6), one.unit)}"
+
+
+def spent(one: BudgetRecord) -> str:
+    """The pass, and its layers with the largest error."""
+    layers = ", ".join(f"`{name}`" for name in one.spent_by_layers)
+    return f"{one.spent_by}: {layers}" if one.spent_by and layers else one.spent_by or layers
+
+
+def _budget_interval(one: BudgetRecord) -> str:
+    between = numbers.interval(one.low, one.high, one.unit)
+    sure = f" at {one.confidence * 100:g} %" if one.confidence is not None else ""
+    return f"{between}{sure}" if between else NONE
 
 
 def waterfall(report: Report) -> Table:
@@ -169,13 +185,46 @@ def measurements(rows: Sequence[Measurement]) -> Table:
 
 def _measurement_row(one: Measurement) -> tuple[Cell, ...]:
     return (
-        Cell(one.name),
+        Cell(under(one)),
         Cell(numbers.measured(one), one.value, "" if one.value is not None else "quiet"),
         Cell(numbers.interval(one.low, one.high, one.unit) or NONE, one.low),
         Cell(f"{one.samples:,}" if one.samples is not None else NONE, one.samples),
         Cell(one.better if one.better != "neither" else NONE),
         Cell(one.subject),
         Cell(one.note or NONE),
+    )
+
+
+def with_interval(one: Measurement) -> Cell:
+    """The value, and its interval in parentheses."""
+    between = numbers.interval(one.low, one.high, one.unit)
+    return Cell(numbers.measured(one) + (f" ({between})" if between else ""), one.value)
+
+
+def under(one: Measurement) -> str:
+    """The name, with the conditions of this row."""
+    return ", ".join([one.name, *(f"{key} {value}" for key, value in one.at.items())])
+
+
+def costs(report: Report) -> Table:
+    """What a million tokens cost on each target, the price used, and whether it is measured or a bound."""
+    columns = (
+        Column("Target"), Column("$ per million", numeric=True), Column("Of"), Column("$ an hour", numeric=True), Column("Price from"),
+        Column("Basis"),
+    )  # fmt: skip
+    return Table(columns, tuple(_cost_row(one) for one in report.costs))
+
+
+def _cost_row(one: CostRecord) -> tuple[Cell, ...]:
+    known = one.per_million_usd is not None
+    hourly = one.hourly_usd
+    return (
+        Cell(one.title),
+        Cell(numbers.dollars(one) if known else numbers.NOT_MEASURED, one.per_million_usd, "" if known else "quiet"),
+        Cell(one.unit),
+        Cell(f"${hourly:,.2f}" if hourly is not None else "no price", hourly, "" if hourly is not None else "quiet"),
+        Cell(one.price_source or NONE),
+        Cell(one.basis if known else one.not_measured, mark="" if known else "quiet"),
     )
 
 
@@ -195,6 +244,11 @@ def _rank(error: float | None) -> float:
 
 
 def layers(report: Report) -> Table:
+    """Every layer that a pass changed, worst first."""
+    return layer_rows(worst_layers(report))
+
+
+def layer_rows(chosen: Sequence[tuple[str, LayerRecord]]) -> Table:
     columns = (
         Column("Layer", code=True), Column("Pass"), Column("Format"), Column("Parameters", numeric=True),
         Column("Weight SQNR", numeric=True), Column("Output SQNR", numeric=True), Column("Note"),
@@ -209,7 +263,7 @@ def layers(report: Report) -> Table:
             _decibel(layer.output_sqnr_db),
             Cell(layer.note or NONE),
         )
-        for word, layer in worst_layers(report)
+        for word, layer in chosen
     )
     return Table(columns, rows)
 

@@ -28,10 +28,10 @@ def print_report(report: Report, console: Console) -> None:
         ("Pass by pass", _passes(report)),
         ("Precision not realised", _unrealised(report)),
     ):
-        _print_table(console, title, table)
+        print_table(console, title, table)
     gaps = [f"{gap.what}: {gap.why}" for gap in gaps_of(report)]
-    _print_lines(console, "Not measured", gaps[:MOST_GAPS] + _more(len(gaps) - MOST_GAPS))
-    _print_lines(console, "Notes", list(report.notes[:MOST_GAPS]) + _more(len(report.notes) - MOST_GAPS))
+    print_lines(console, "Not measured", gaps[:MOST_GAPS] + _more(len(gaps) - MOST_GAPS))
+    print_lines(console, "Notes", list(report.notes[:MOST_GAPS]) + _more(len(report.notes) - MOST_GAPS))
 
 
 def summary_line(report: Report) -> str:
@@ -39,16 +39,6 @@ def summary_line(report: Report) -> str:
     step = report.next_step or (f"run {report.finish_command}" if report.finish_command else "")
     line = f"{report.name}: {report.verdict}: {views.verdict_line(report)}" + (f". Next: {step}" if step else "")
     return " ".join(_plain(line).split())
-
-
-def print_table(console: Console, title: str, table: Table) -> None:
-    """A titled table that fits the terminal."""
-    _print_table(console, title, table)
-
-
-def print_lines(console: Console, title: str, lines: list[str]) -> None:
-    """A titled list."""
-    _print_lines(console, title, lines)
 
 
 def _headline(report: Report) -> Table:
@@ -110,7 +100,8 @@ def _more(count: int) -> list[str]:
     return [f"{count} more in report.html"] if count > 0 else []
 
 
-def _print_lines(console: Console, title: str, lines: list[str]) -> None:
+def print_lines(console: Console, title: str, lines: list[str]) -> None:
+    """Sentences under a title, each with a bullet; nothing where there are none."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -126,7 +117,8 @@ def _print_lines(console: Console, title: str, lines: list[str]) -> None:
     console.print()
 
 
-def _print_table(console: Console, title: str, table: Table) -> None:
+def print_table(console: Console, title: str, table: Table) -> None:
+    """A table as wide as the terminal; nothing where it has no rows."""
     from rich.text import Text
 
     if not table.rows:

@@ -6,15 +6,18 @@ The metrics name themselves; nothing here knows one by its full name, only the f
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.records import BudgetRecord, PassRecord, Report
 from openclaw_opt.report import numbers
 
-COSTS = ("latency", "throughput", "speedup", "memory", "size", "cost", "energy", "roofline", "ttft", "load")
+COSTS = (
+    "latency", "throughput", "speedup", "memory", "size", "cost", "energy", "roofline", "ttft", "load", "batching", "anatomy",
+)  # fmt: skip
 """First words of measurements that are not about accuracy."""
 BOUND = "bound"
 REFERENCE = "reference"
@@ -39,9 +42,11 @@ class Point:
 
     label: str
     kind: str
-    """`reference`, `pass` or `engine`."""
+    """`reference`, `baseline`, `pass`, `engine`, or in a joint report `other` and `missed`."""
     latency: Measurement
     accuracy: Measurement
+    short: str = ""
+    """What stands in the picture where the label is too long for it; the label begins with it."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,31 @@ class Series:
     samples: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Percentile:
+    """A percentile that was stated, e.g. p99 of `latency.decode`; `share` is 0.99."""
+
+    label: str
+    share: float
+    row: Measurement
+
+
+@dataclass(frozen=True)
+class BatchPoint:
+    """Latency and throughput of the engine at one batch."""
+
+    batch: int
+    latency: Measurement
+    throughput: Measurement
+
+
 def first_word(name: str) -> str:
     """`latency` of `latency.decode.p50_ms`, `size` of `size_mib`."""
     return re.split(r"[._]", name, maxsplit=1)[0]
 
 
 def is_accuracy(one: Measurement) -> bool:
-    return first_word(one.name) not in COSTS and one.subject != BOUND
+    return first_word(one.name) not in COSTS and one.subject != BOUND and not one.at
 
 
 def accuracy_name(report: Report) -> str:
@@ -74,8 +97,23 @@ def accuracy_name(report: Report) -> str:
 
 def engine_measurement(report: Report, name: str) -> Measurement | None:
     """The final measurement of that name that is neither the reference's nor a bound; one with a value if there is one."""
-    own = [one for one in report.measurements if one.name == name and one.subject not in (REFERENCE, BOUND)]
+    own = [one for one in report.measurements if one.name == name and _own(one)]
     return next((one for one in own if one.value is not None), own[0] if own else None)
+
+
+def _own(one: Measurement) -> bool:
+    return one.subject not in (REFERENCE, BOUND) and not one.at
+
+
+def number(one: Measurement) -> float:
+    """The value of a row that is known to have one."""
+    assert one.value is not None, f"{one.name} was chosen for its value"
+    return one.value
+
+
+def ends(rows: Sequence[Measurement]) -> list[float]:
+    """Values and interval ends that can be drawn."""
+    return [end for one in rows for end in (one.value, one.low, one.high) if end is not None and math.isfinite(end)]
 
 
 def reference_value(report: Report, name: str) -> float | None:
@@ -107,7 +145,9 @@ def _kept(record: PassRecord) -> bool:
 def latencies(report: Report) -> tuple[Measurement, ...]:
     """Every time and rate, in the report's order; bounds are kept apart."""
     words = ("latency", "throughput", "speedup", "ttft", "load")
-    return tuple(one for one in report.measurements if first_word(one.name) in words and one.subject != BOUND)
+    return tuple(
+        one for one in report.measurements if first_word(one.name) in words and one.subject != BOUND and not one.at
+    )
 
 
 def bounds(report: Report) -> tuple[Measurement, ...]:
@@ -119,39 +159,94 @@ def series(report: Report) -> tuple[Series, ...]:
     """Raw samples, once for each stage and subject: the percentiles of one series carry the same samples."""
     found: dict[tuple[str, str], Series] = {}
     for one in report.measurements:
-        if len(one.raw) > 1:
+        if len(one.raw) > 1 and not one.at:
             stage = one.name.rsplit(".", 1)[0] if "." in one.name else one.name
             found.setdefault((stage, one.subject), Series(stage, one.subject, one.raw))
     return tuple(found.values())
 
 
+def percentiles(report: Report, stage: str) -> tuple[Percentile, ...]:
+    """The stated percentiles of a stage, of every subject."""
+    found = []
+    for one in report.measurements:
+        match = re.fullmatch(r"p(\d+(?:\.\d+)?)_ms", one.name.removeprefix(f"{stage}."))
+        if match and one.name.startswith(f"{stage}.") and one.value is not None and not one.at:
+            found.append(Percentile(f"p{match[1]}", float(match[1]) / 100, one))
+    return tuple(found)
+
+
+def batches(report: Report) -> tuple[BatchPoint, ...]:
+    """Batches at which both a time and a rate were measured, the smallest first."""
+    rows = [one for one in report.measurements if set(one.at) == {"batch"} and known(one)]
+    times = {one.at["batch"]: one for one in rows if one.unit == "ms"}
+    rates = {one.at["batch"]: one for one in rows if one.unit.endswith("/s")}
+    return tuple(BatchPoint(batch, times[batch], rates[batch]) for batch in sorted(times.keys() & rates.keys()))
+
+
+def known(one: Measurement) -> bool:
+    """Has it a value that can be drawn and compared?"""
+    return one.value is not None and math.isfinite(one.value)
+
+
+def bound_of(report: Report, latency: str) -> Measurement | None:
+    """The roofline's row for the same stage, e.g. `roofline.decode_ms` for `latency.decode.p50_ms`."""
+    stage = latency.split(".")[1] if "." in latency else latency
+    return next((one for one in bounds(report) if one.name == f"roofline.{stage}_ms" and known(one)), None)
+
+
 def latency_name(report: Report) -> str:
-    """The latency of the picture: measured for the engine and the reference, a budgeted one first, then a median."""
+    """The latency of the picture: of the engine and something to compare with, a budgeted one first, then a median."""
     engine = [
         one.name for one in latencies(report) if one.unit == "ms" and one.value is not None and one.subject != REFERENCE
     ]
-    reference = {one.name for one in latencies(report) if one.subject == REFERENCE and one.value is not None}
-    names = [name for name in dict.fromkeys(engine) if name in reference]
+    others = {one.name for one in latencies(report) if one.subject == REFERENCE and one.value is not None}
+    others |= {one.name for one in (report.baseline.measurements if report.baseline else ()) if one.value is not None}
+    names = [name for name in dict.fromkeys(engine) if name in others]
     budgeted = {budget.metric for budget in report.budgets}
-    ranked = sorted(names, key=lambda name: (name not in budgeted, "p50" not in name, names.index(name)))
+    order = ("decode", "infer")
+    ranked = sorted(names, key=lambda name: (name not in budgeted, "p50" not in name, not any(one in name for one in order), names.index(name)))  # fmt: skip
     return ranked[0] if ranked else ""
 
 
 def points(report: Report) -> tuple[Point, ...]:
-    """Reference, passes with both numbers, engine; empty unless the engine and the reference have both."""
+    """Reference, baseline, passes, engine: those with both numbers; empty where the engine has nothing beside it."""
     latency, accuracy = latency_name(report), accuracy_name(report)
-    engine_accuracy, start = engine_measurement(report, accuracy), reference_value(report, accuracy)
-    if not latency or engine_accuracy is None or engine_accuracy.value is None or start is None:
+    own, score = engine_measurement(report, latency), engine_measurement(report, accuracy)
+    if own is None or score is None or not (known(own) and known(score)):
         return ()
-    own = {
-        one.subject == REFERENCE: one for one in report.measurements if one.name == latency and one.value is not None
-    }
-    by_definition = engine_accuracy.model_copy(update={"value": start, "low": None, "high": None, "subject": REFERENCE})
-    measured = [one for one in report.measurements if one.name == accuracy and one.subject == REFERENCE]
-    return (
-        Point("reference", "reference", own[True], measured[0] if measured else by_definition),
-        *_pass_points(report.passes, latency, accuracy),
-        Point("engine", "engine", own[False], engine_accuracy),
+    found = [
+        *_reference_points(report, latency, score),
+        *_baseline_points(report, latency, accuracy),
+        *_pass_points(report.passes[:-1], latency, accuracy),
+    ]
+    return (*found, Point("this build", "engine", own, score)) if found else ()
+
+
+def _reference_points(report: Report, latency: str, score: Measurement) -> Iterator[Point]:
+    start = reference_value(report, score.name)
+    rows = [one for one in report.measurements if one.subject == REFERENCE and not one.at and one.value is not None]
+    time = next((one for one in rows if one.name == latency), None)
+    if time is None or start is None:
+        return
+    by_definition = score.model_copy(update={"value": start, "low": None, "high": None, "subject": REFERENCE})
+    yield Point(REFERENCE, REFERENCE, time, next((one for one in rows if one.name == score.name), by_definition))
+
+
+def _baseline_points(report: Report, latency: str, accuracy: str) -> Iterator[Point]:
+    rows = [one for one in (report.baseline.measurements if report.baseline else ()) if _own(one) and known(one)]
+    time = next((one for one in rows if one.name == latency), None)
+    score = next((one for one in rows if one.name == accuracy), None)
+    if time and score and report.baseline:
+        yield Point(f"baseline {report.baseline.name}", "baseline", time, score)
+
+
+def front(points: Sequence[Point]) -> tuple[int, ...]:
+    """Indexes of the points that no other dominates: none is at least as accurate and as fast, and better in one."""
+    both = [(number(one.accuracy) if one.accuracy.better == "higher" else -number(one.accuracy), -number(one.latency)) for one in points]  # fmt: skip
+    return tuple(
+        i
+        for i, own in enumerate(both)
+        if not any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in both)
     )
 
 
@@ -160,7 +255,12 @@ def _pass_points(records: Iterable[PassRecord], latency: str, accuracy: str) -> 
         time = next((one for one in record.latency if one.name == latency and one.value is not None), None)
         score = next((one for one in record.accuracy if one.name == accuracy and one.value is not None), None)
         if time and score:
-            yield Point(record.word, "pass", time, score)
+            yield Point(f"after {record.word}", "pass", time, score)
+
+
+def pass_label(record: PassRecord) -> str:
+    """`2 quantize`: the place tells two passes of one name apart."""
+    return f"{record.index + 1} {record.word}"
 
 
 def passes_timed(report: Report) -> bool:
@@ -197,3 +297,10 @@ def budget_line(one: BudgetRecord) -> str:
     spent = f", spent by {one.spent_by}" if one.spent_by else ""
     why = f" ({one.why})" if one.why and one.got is not None else ""
     return f"{one.metric}: wanted {one.rule}, got {numbers.got(one)}{spent}{why}"
+
+
+def result_size(report: Report) -> tuple[str, int | None]:
+    """Whose size, and how many bytes: the engine, or what the last pass left when there is no engine yet."""
+    last = report.passes[-1] if report.passes else None
+    taken = report.engine_bytes if report.engine_bytes is not None else last.size_bytes if last else None
+    return "engine" if (report.engine_files and report.finished) or last is None else f"after {last.word}", taken
