@@ -41,6 +41,8 @@ class Metric(BaseModel):
     tasks: ClassVar[tuple[Task, ...]] = EVERY_TASK
     needs_data: ClassVar[bool] = False
     """Measured on the evaluation data, against the reference: accuracy. Such a metric is measured after lossy passes too."""
+    timed: ClassVar[bool] = False
+    """Measured with a clock: nothing else of a sweep may run meanwhile."""
     numbers: ClassVar[tuple[Number, ...]]
 
     def measure(self, subject: Subject) -> list[Measurement]:
