@@ -41,19 +41,19 @@ class SharedTurns(Turns):
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         with contextlib.ExitStack() as held:
-            with _flocked(self._door, alone=True):
-                held.enter_context(_flocked(self._room, alone=False))
+            with flocked(self._door, alone=True):
+                held.enter_context(flocked(self._room, alone=False))
             yield
 
     @contextlib.contextmanager
     def timing(self) -> Iterator[None]:
-        with _flocked(self._door, alone=True), _flocked(self._room, alone=True):
+        with flocked(self._door, alone=True), flocked(self._room, alone=True):
             yield
 
 
 @contextlib.contextmanager
-def _flocked(file: Path, *, alone: bool) -> Iterator[None]:
-    """Polls, so that Ctrl-C is seen while waiting."""
+def flocked(file: Path, *, alone: bool) -> Iterator[None]:
+    """Hold a lock file, alone or shared; the system frees it when the process dies. Polls, so that Ctrl-C is seen."""
     import fcntl
 
     with file.open("a") as handle:
