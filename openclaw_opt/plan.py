@@ -173,7 +173,7 @@ def source_facts(source: Source | None) -> dict[str, Any]:
 @cache
 def source_digest() -> str:
     """Digest of this package's own code: another version must not serve this one's results."""
-    files = sorted(path for path in ROOT.rglob("*.py") if "report" not in path.parts and "cli" not in path.parts)
+    files = sorted(path for path in ROOT.rglob("*.py") if not {"report", "cli", "sweep"} & set(path.parts))
     return digest({str(path.relative_to(ROOT)): digest(path.read_text(encoding="utf-8")) for path in files})[:16]
 
 

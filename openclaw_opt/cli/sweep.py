@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from openclaw_opt.sweep.executor import Executor
 
 
-class Where(str, Enum):
+GRID = "Values of one path: passes.quantize.format=int8,int4. `off` or 0 goes without. May be repeated."
+RANGE = "With --search: passes.prune.ffn=0.05:0.3, or low:high:step. May be repeated."
+SEARCH = "Try this many points, chosen by Optuna, instead of the whole grid."
+OBJECTIVE = "Measurement to compare by [default: one of accuracy, one of cost]. May be repeated."
+JOBS = "Points at once [default: 1 on this machine, a CPU each on Ray]."
+
+
+class Where(StrEnum):
     """What runs the trials."""
 
     local = "local"
@@ -26,13 +33,13 @@ class Where(str, Enum):
 def sweep(
     recipe_file: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)] = None,
     recipe: RecipeFile = None,
-    grid: Annotated[list[str] | None, typer.Option("--grid", help="Values of one path: passes.quantize.format=int8,int4. `off` or 0 goes without. May be repeated.", show_default=False)] = None,
-    range_: Annotated[list[str] | None, typer.Option("--range", help="With --search: passes.prune.ffn=0.05:0.3, or low:high:step. May be repeated.", show_default=False)] = None,
-    search: Annotated[int | None, typer.Option("--search", min=1, help="Try this many points, chosen by Optuna, instead of the whole grid.", show_default=False)] = None,
-    objective: Annotated[list[str] | None, typer.Option("--objective", help="Measurement to compare by [default: one of accuracy, one of cost].", show_default=False)] = None,
+    grid: Annotated[list[str] | None, typer.Option("--grid", help=GRID, show_default=False)] = None,
+    range_: Annotated[list[str] | None, typer.Option("--range", help=RANGE, show_default=False)] = None,
+    search: Annotated[int | None, typer.Option("--search", min=1, help=SEARCH, show_default=False)] = None,
+    objective: Annotated[list[str] | None, typer.Option("--objective", help=OBJECTIVE, show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     skip_illegal: Annotated[bool, typer.Option("--skip-illegal", help="Leave out points the model or target does not allow.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Points at once on this machine.")] = 1,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help=JOBS, show_default=False)] = None,
     executor: Annotated[Where, typer.Option(help="Where points are built: processes here, or the nodes of a Ray cluster.")] = Where.local,
     set_: Settings = None,
     model: ModelChoice = None,
@@ -80,11 +87,11 @@ def sweep(
     sys.exit(state.exit_code)
 
 
-def _executor(where: Where, jobs: int, watcher: Shown) -> Executor:
+def _executor(where: Where, jobs: int | None, watcher: Shown) -> Executor:
     if where is Where.ray:
         from openclaw_opt.sweep.on_ray import OnRay
 
-        return OnRay(watcher.note)
+        return OnRay(jobs, watcher.note)
     from openclaw_opt.sweep.local import Local
 
-    return Local(jobs, watcher.progress)
+    return Local(jobs or 1, watcher.progress)

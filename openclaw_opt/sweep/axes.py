@@ -121,8 +121,9 @@ def _axis(text: str, mistakes: list[OptError]) -> Axis | None:
         return None
     try:
         values = tuple(_values(listed))
-    except yaml.YAMLError as error:
-        mistakes.append(RecipeError(f"is not YAML: {getattr(error, 'problem', error)}", where=where))
+    except yaml.YAMLError:
+        what = "the values are no YAML: brackets or quotes do not match"
+        mistakes.append(RecipeError(what, where=where, fix="--grid 'passes.quantize.keep=[head],[]'"))
         return None
     written = [value.text for value in values]
     twice = sorted({one for one in written if written.count(one) > 1})

@@ -13,8 +13,9 @@ from openclaw_opt.targets import Target
 class Executor(Protocol):
     """One place to run trials. A trial that dies is an outcome, never an exception of `run`."""
 
-    width: int
-    """How many trials run at once."""
+    @property
+    def width(self) -> int:
+        """How many trials run at once; known after `prepare`."""
 
     def prepare(self, targets: Sequence[Target]) -> None:
         """Raise MachineError for what can be known to fail before any work, e.g. a target that no node has."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 JOURNAL = "optuna.journal"
 STUDY = "sweep"
+LEGAL = "legal"
+"""The constraint that the model and target set, beside the budgets."""
 STARTUP = 6
 """Random points before the sampler models anything."""
 TRIES = 20
@@ -108,7 +110,7 @@ class Search:
             trial = self._trial(pending.pop(0) if pending else None)
             point = self._point(trial)
             if point is None:
-                self._study.tell(trial, state=_state("FAIL"))
+                self._tell_illegal(trial)
             elif point.name in ended:
                 self._tell_one(trial, known[point.name])
             else:
@@ -161,16 +163,24 @@ class Search:
             chosen.append((one, one.at(number)))
         return tuple(chosen)
 
+    def _dear(self) -> list[float]:
+        """Worse than anything, in each objective."""
+        return [math.inf if objective.better == "lower" else -math.inf for objective in self._objectives]
+
+    def _tell_illegal(self, trial: optuna.Trial) -> None:
+        """Told as far out of bounds, so that the sampler learns where it may not go."""
+        trial.set_constraint(LEGAL, 1.0)
+        self._study.tell(trial, self._dear())
+
     def _tell_one(self, trial: optuna.Trial, point: PointRecord) -> None:
         """A point without an engine counts as infinitely dear: its accuracy is known, and that it is out of budget."""
         rows = [point.values.get(objective.metric) for objective in self._objectives]
-        dear = [math.inf if objective.better == "lower" else -math.inf for objective in self._objectives]
-        found = [
-            worst if row is None or row.value is None else row.value for row, worst in zip(rows, dear, strict=True)
-        ]
+        pairs = zip(rows, self._dear(), strict=True)
+        found = [worst if row is None or row.value is None else row.value for row, worst in pairs]
         if point.status not in ("done", "pruned") or (point.status == "done" and not all(map(math.isfinite, found))):
             self._study.tell(trial, state=_state("FAIL"))
             return
+        trial.set_constraint(LEGAL, -1.0)
         for budget in point.budgets:
             trial.set_constraint(budget.metric, violation(budget))
         self._study.tell(trial, found)
