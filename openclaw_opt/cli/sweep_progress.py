@@ -65,7 +65,7 @@ def print_sweep(state: SweepRecord, folder: Path) -> None:
     table.add_column("verdict", overflow="fold")
     for objective in state.objectives:
         way = "↑" if objective.better == "higher" else "↓"
-        table.add_column(f"{objective.metric} {way}", justify="right", overflow="fold")
+        table.add_column(f"{objective.metric} {way}".replace(".", "\n."), justify="right", overflow="fold")
     for point in state.points:
         rows = [point.values.get(objective.metric) for objective in state.objectives]
         numbers = ["" if row is None else _number(row.value) for row in rows]
