@@ -10,21 +10,23 @@ from openclaw_opt.plan import Plan, Step, source_digest, source_facts
 from openclaw_opt.records import PassRecord
 from openclaw_opt.store import Store, digest
 from openclaw_opt.targets import cpu_title, host
+from openclaw_opt.turns import Turns
 from openclaw_opt.versions import versions
 
 if TYPE_CHECKING:
     from openclaw_opt.hooks import Hooks
-    from openclaw_opt.turns import Turns
 
 
 def measure(
-    plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store, hooks: Hooks, turns: Turns
+    plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store, hooks: Hooks, turns: Turns | None = None
 ) -> tuple[Measurement, ...]:
     """One row for every number of every metric; from the store if this machine has measured this artifact before."""
     if not plan.recipe.metrics:
         return ()
     hooks.started("measure", len(steps) + 1, len(steps) + 1)
-    return remembered(store, _key(plan, steps[-1]), lambda: _measure(plan, steps, artifact, store, hooks, turns))
+    return remembered(
+        store, _key(plan, steps[-1]), lambda: _measure(plan, steps, artifact, store, hooks, turns or Turns())
+    )
 
 
 def remembered(store: Store, key: str, make: Callable[[], tuple[Measurement, ...]]) -> tuple[Measurement, ...]:

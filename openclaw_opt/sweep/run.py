@@ -14,6 +14,7 @@ from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.pipeline import disk_errors
 from openclaw_opt.plan import make_plan
 from openclaw_opt.publish import locked
+from openclaw_opt.recipe import recipe_name
 from openclaw_opt.store import Store
 from openclaw_opt.sweep.axes import Axis, Range, combinations
 from openclaw_opt.sweep.decide import objectives_of
@@ -38,7 +39,7 @@ class Asked:
 
     @property
     def name(self) -> str:
-        return self.base.file.name.removesuffix(".yaml").removesuffix(".resolved")
+        return recipe_name(self.base.file)
 
 
 def sweep(asked: Asked, *, store: Store, output: Path | None, executor: Executor, watcher: Watcher) -> SweepRecord:
