@@ -102,6 +102,9 @@ def test_ctrl_c_ends_the_trials_and_the_next_run_goes_on(write_recipe: Write, tm
     assert "run the same command to go on" in told
     assert "Traceback" not in told
     assert psutil.wait_procs(left, timeout=10)[1] == []
+    stopped = read_state(out)
+    assert stopped is not None
+    assert {point.status for point in stopped.points} <= {"done", "waiting"}
     done = start(*command(file, cache, out, "--jobs", "2", grid=GRID[:2]))
     _, told = done.communicate()
     assert done.returncode == 0, told
@@ -116,6 +119,7 @@ def job(tmp_path: Path, recipe: Path, name: str, **changes: object) -> Job:
     return Job(**{"name": name, "target": "host", "early": False, "shared": False, **facts, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGSEGV, 139), (signal.SIGKILL, 137)])
 def test_a_trial_that_dies_is_one_failed_point(
     write_recipe: Write, tmp_path: Path, number: signal.Signals, code: int
@@ -134,6 +138,7 @@ def test_a_trial_that_dies_is_one_failed_point(
     assert read_report(tmp_path / "other").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_trial_is_its_last_line_and_its_log(write_recipe: Write, tmp_path: Path) -> None:
     (broken,) = Local(1, lambda *_: None).run([job(tmp_path, write_recipe(), "broken", store=None)])
     assert (broken.status, broken.exit_code) == ("failed", 1)
@@ -141,6 +146,7 @@ def test_a_bug_in_a_trial_is_its_last_line_and_its_log(write_recipe: Write, tmp_
     assert "Traceback" in (tmp_path / "broken.log").read_text()
 
 
+@pytest.mark.slow
 def test_an_error_of_a_trial_is_its_outcome_and_in_its_log(tmp_path: Path) -> None:
     (failed,) = Local(1, lambda *_: None).run([job(tmp_path, tmp_path / "none.yaml", "none")])
     assert (failed.status, failed.exit_code) == ("failed", 2)
@@ -151,6 +157,7 @@ def test_an_error_of_a_trial_is_its_outcome_and_in_its_log(tmp_path: Path) -> No
 # ---- several at once
 
 
+@pytest.mark.slow
 def test_points_at_once_make_each_pass_once(write_recipe: Write, tmp_path: Path) -> None:
     out = tmp_path / "out"
     state = run(asked(write_recipe(AUTO), FORMATS), tmp_path / "cache", out, Local(2, lambda *_: None))

@@ -5,6 +5,7 @@ A point of an earlier run is taken over while the digest of its recipe and of ev
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -152,6 +153,15 @@ class Ledger:
                 where=outcome.name,
                 fix="free space and run the same command: points that ended and whole passes are kept",
             )
+
+    def stopped(self) -> None:
+        """No trial runs any more: those that were in the middle wait for the next run. A full disk keeps the file as it was."""
+        running = [point for point in self._points.values() if point.status == "running"]
+        for point in running:
+            self._put(point.model_copy(update={"status": "waiting"}))
+        if running:
+            with contextlib.suppress(OSError):
+                self._write()
 
     def finish(self) -> SweepRecord:
         """Front, best and joint report; the record that says how it all went."""

@@ -147,3 +147,4 @@ def _generation(points: Sequence[Point], ledger: Ledger, executor: Executor) -> 
             ledger.record(outcome)
     finally:
         outcomes.close()  # ends what still runs
+        ledger.stopped()
