@@ -80,6 +80,7 @@ def test_a_node_that_is_killed_in_the_middle_loses_no_trial(cluster: Any, write_
     The engines are left to finish, since no card is really there: exit code 3, and everything else is done.
     """
     out, watcher = tmp_path / "out", Remembering()
+    executor = OnRay(2, watcher.note)
     done = threading.Event()
 
     def kill_one() -> None:
@@ -95,13 +96,19 @@ def test_a_node_that_is_killed_in_the_middle_loses_no_trial(cluster: Any, write_
     killer.start()
     try:
         what = asked(write_recipe(PRUNED, AUTO), FORMATS, FFN, settings=["target=a100-80"])
-        state = run(what, tmp_path / "cache", out, OnRay(2, watcher.note), watcher)
+        state = run(what, tmp_path / "cache", out, executor, watcher)
     finally:
         done.set()
         killer.join()
     assert len(cluster.a100) == 1, "a node was killed"
     assert [point.status for point in state.points] == ["done"] * 4, [point.error for point in state.points]
     assert {(point.exit_code, point.verdict) for point in state.points} == {(3, "not finished")}
+    until = time.monotonic() + 60
+    while (
+        not watcher.notes and time.monotonic() < until
+    ):  # the cluster may notice later than the trial's own connection
+        executor._tell_losses()
+        time.sleep(0.5)
     assert any("was lost; its points run elsewhere" in note for note in watcher.notes)
     assert set(by_name(state)) == {path.name for path in (out / "points").iterdir() if path.is_dir()}
 

@@ -26,6 +26,7 @@ RETRIES = 3
 POLL_S = 1.0
 PATIENCE_S = 30.0
 PROBE_S = 120.0
+LEAVING_S = 15.0
 SHARE = 0.001
 """Of a node's accelerator resource: it says where to run; the GPU itself is taken whole."""
 
@@ -96,6 +97,7 @@ class OnRay:
                         probed = True
                     running[_submit(job)] = (job, time.monotonic())
                 if not running:
+                    self._tell_losses()
                     return
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
                 interrupts.check()
@@ -209,6 +211,8 @@ def _probe(folder: Path) -> None:
             try:
                 sees, code = ray.get(reference, timeout=PROBE_S)
             except ray.exceptions.RayError as error:
+                if isinstance(error, ray.exceptions.TaskUnschedulableError) or _has_left(node):
+                    continue  # lost meanwhile: nothing will run there
                 why = str(error).strip().splitlines()[-1]
                 raise MachineError(
                     f"openclaw-opt does not run on node {node[:8]}: {why}", fix="install it on every node"
@@ -225,6 +229,16 @@ def _probe(folder: Path) -> None:
                 )
     finally:
         token.unlink(missing_ok=True)
+
+
+def _has_left(node: str) -> bool:
+    """Whether the node is lost; the cluster takes some seconds to notice."""
+    until = time.monotonic() + LEAVING_S
+    while time.monotonic() < until:
+        if all(one["NodeID"] != node for one in _alive()):
+            return True
+        time.sleep(POLL_S)
+    return False
 
 
 def _seen(token: Path) -> tuple[bool, str]:
