@@ -162,10 +162,11 @@ def reference_of(plan: Plan, data: TokenSet | SentenceSet | ImageSet, store: Sto
 
     key = reference_key(plan)
     kind = TokenReference if isinstance(plan.spec, DecoderSpec) else ArrayReference
-    if store.find(key) is None:
-        with store.making() as folder:
-            _run_reference(plan, data, folder)
-            store.keep(folder, key, {"kind": "reference"})
+    with store.claimed(key):
+        if store.find(key) is None:
+            with store.making() as folder:
+                _run_reference(plan, data, folder)
+                store.keep(folder, key, {"kind": "reference"})
     return kind(store.folder(key))
 
 

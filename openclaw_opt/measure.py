@@ -13,6 +13,7 @@ from openclaw_opt.plan import Plan, Step, source_digest, source_facts
 from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.store import Store, digest
 from openclaw_opt.targets import TARGETS, cpu_title, host
+from openclaw_opt.turns import Turns
 from openclaw_opt.versions import versions
 
 if TYPE_CHECKING:
@@ -20,23 +21,26 @@ if TYPE_CHECKING:
 
 
 def measure(
-    plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store, hooks: Hooks
+    plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store, hooks: Hooks, turns: Turns | None = None
 ) -> tuple[Measurement, ...]:
     """One row for every number of every metric; from the store if this machine has measured this artifact before."""
     if not plan.recipe.metrics:
         return ()
     hooks.started("measure", len(steps) + 1, len(steps) + 1)
-    return remembered(store, _key(plan, steps[-1]), lambda: _measure(plan, steps, artifact, store, hooks))
+    return remembered(
+        store, _key(plan, steps[-1]), lambda: _measure(plan, steps, artifact, store, hooks, turns or Turns())
+    )
 
 
 def remembered(store: Store, key: str, make: Callable[[], tuple[Measurement, ...]]) -> tuple[Measurement, ...]:
     """Measurements from the store, or made and put there."""
-    stored = store.find(key)
-    if stored is not None:
-        return tuple(Measurement.model_validate(row) for row in stored["rows"])
-    rows = make()
-    with store.making() as folder:
-        store.keep(folder, key, {"kind": "measurements", "rows": [row.model_dump(mode="json") for row in rows]})
+    with store.claimed(key):
+        stored = store.find(key)
+        if stored is not None:
+            return tuple(Measurement.model_validate(row) for row in stored["rows"])
+        rows = make()
+        with store.making() as folder:
+            store.keep(folder, key, {"kind": "measurements", "rows": [row.model_dump(mode="json") for row in rows]})
     return rows
 
 
@@ -54,15 +58,17 @@ def _key(plan: Plan, last: Step) -> str:
 
 
 def _measure(
-    plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store, hooks: Hooks
+    plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store, hooks: Hooks, turns: Turns
 ) -> tuple[Measurement, ...]:
     from openclaw_opt.evaluate import subject_of
 
-    subject = subject_of(plan, artifact, graph_before(steps, artifact, store), store)
+    with turns.working():
+        subject = subject_of(plan, artifact, graph_before(steps, artifact, store), store)
     rows: list[Measurement] = []
     for i, metric in enumerate(plan.recipe.metrics):
         hooks.progress(i / len(plan.recipe.metrics), metric.word)
-        rows += metric.measure(subject)
+        with turns.timing() if metric.timed else turns.working():
+            rows += metric.measure(subject)
     return tuple(rows)
 
 

@@ -32,8 +32,10 @@ from openclaw_opt.recipe import Recipe
 from openclaw_opt.records import BaselineRecord, PassRecord, Report, Verification
 from openclaw_opt.report import read_report
 from openclaw_opt.store import Store, digest, tree_size
+from openclaw_opt.turns import Turns
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
+ALONE = Turns()
 WEIGHTS = (".safetensors", ".onnx", ".data", ".plan")
 
 
@@ -45,11 +47,13 @@ def build(
     until: str | None = None,
     baseline: Path | None = None,
     hooks: Hooks,
+    turns: Turns = ALONE,
 ) -> Report:
     """Do the recipe. The report's `exit_code` says whether it is within budget; every other failure is raised.
 
     Args:
         baseline: a report.json, or the folder of a build, of the same checkpoint: what budgets `against: baseline` compare with.
+        turns: how this build shares the machine with others that run at the same time.
     """
     began, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
     folder = output_folder(recipe, output)
@@ -59,8 +63,8 @@ def build(
         against = opened_baseline(plan, baseline)
         steps = steps_until(plan, until)
         read_data(plan, steps, store)
-        untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks)
-        measurements = measure(plan, steps, artifact, store, hooks)
+        untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks, turns)
+        measurements = measure(plan, steps, artifact, store, hooks, turns)
         records = with_latency(untimed, measurements)
         report = judge(
             plan,
@@ -109,17 +113,18 @@ def opened_baseline(plan: Plan, path: Path | None) -> BaselineRecord | None:
 
 
 def run_steps(
-    plan: Plan, steps: tuple[Step, ...], store: Store, last: Manifest | None, hooks: Hooks
+    plan: Plan, steps: tuple[Step, ...], store: Store, last: Manifest | None, hooks: Hooks, turns: Turns = ALONE
 ) -> tuple[list[PassRecord], Artifact]:
     """Run or fetch each step in turn: their records, and the last artifact."""
     artifact: Artifact | Checkpoint = plan.checkpoint
     records: list[PassRecord] = []
     for step in steps:
         hooks.started(step.part.word, step.index + 1, len(steps))
-        found = _fetched(plan, step, store, hooks)
-        if found is None:
-            why = why_redone(step, last.ingredients_of(step) if last else None)
-            found = _run(plan, step, artifact, store, hooks, why)
+        with store.claimed(step.key), turns.working():
+            found = _fetched(plan, step, store, hooks)
+            if found is None:
+                why = why_redone(step, last.ingredients_of(step) if last else None)
+                found = _run(plan, step, artifact, store, hooks, why)
         record, artifact = found
         records.append(record)
         hooks.finished(record)

@@ -224,7 +224,7 @@ def source_facts(source: Source | None) -> dict[str, Any]:
 def source_digest() -> str:
     """Digest of this package's own code: another version must not serve this one's results."""
     files = {path.relative_to(ROOT): path for path in sorted(ROOT.rglob("*.py"))}
-    counted = {str(name): path for name, path in files.items() if name.parts[0] not in ("report", "cli")}
+    counted = {str(name): path for name, path in files.items() if name.parts[0] not in ("report", "cli", "sweep")}
     return digest({name: digest(path.read_text(encoding="utf-8")) for name, path in counted.items()})[:16]
 
 

@@ -25,8 +25,9 @@ from openclaw_opt.metrics import Metric
 from openclaw_opt.parts import part_named
 from openclaw_opt.passes import Pass
 from openclaw_opt.recipe_budgets import budget_of, choice_of, preset_budgets
+from openclaw_opt.recipe_changes import Change, apply, override
 from openclaw_opt.recipe_grammar import PRESET, Budget, BudgetChoice, Grammar, TargetChoice
-from openclaw_opt.recipe_yaml import Located, Path_, override, read_located
+from openclaw_opt.recipe_yaml import Located, Path_, read_located
 from openclaw_opt.targets import Target, target_named
 
 PACKAGE_PREFIX = "package:"
@@ -67,14 +68,25 @@ class Recipe:
 
 
 def load_recipe(
-    file: Path, *, settings: Sequence[str] = (), model: str | None = None, target: str | None = None
+    file: Path,
+    *,
+    settings: Sequence[str] = (),
+    model: str | None = None,
+    target: str | None = None,
+    changes: Sequence[Change] = (),
 ) -> Recipe:
-    """Read, override, check. Raises RecipeError that holds every mistake found."""
+    """Read, override, check. Raises RecipeError that holds every mistake found.
+
+    Args:
+        settings: `path=value` of `--set`.
+        changes: what a point of a sweep chooses; applied last.
+    """
     located = override(read_located(file), settings)
     if model is not None:
         _command_line(located, "model", _from_here(model))
     if target is not None:
         _command_line(located, "target", target)
+    apply(located, changes)
     return _Reader(located, file).recipe()
 
 

@@ -7,7 +7,6 @@ another recipe relative to the file; mappings are merged key by key, everything 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,69 +133,3 @@ def _merge_into(
         for old in [p for p in places if p[: len(here)] == here]:
             del places[old]
         places.update({p: place for p, place in source.places.items() if p[: len(here)] == here})
-
-
-def override(located: Located, assignments: Sequence[str]) -> Located:
-    """Apply `--set path.to.key=value`; `passes.NAME.option` finds the pass by name. The value is YAML.
-
-    Mistakes are added to the result, placed at the option itself.
-    """
-    for assignment in assignments:
-        where = f"--set {assignment}"
-        dotted, equals, text = assignment.partition("=")
-        if not equals or not dotted:
-            located.mistakes.append(
-                RecipeError("wants path=value", where=where, fix="--set passes.quantize.format=int4")
-            )
-            continue
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        problem = _assign(located, dotted.split("."), value, where)
-        if problem:
-            located.mistakes.append(RecipeError(problem, where=where))
-    return located
-
-
-def _assign(located: Located, keys: list[str], value: Any, where: str) -> str:
-    """Set one value; returns what is wrong, empty if nothing is."""
-    at: Any = located.data
-    path: Path_ = ()
-    if keys[0] in ("passes", "metrics") and len(keys) > 1:
-        found = _named_item(located.data, keys[0], keys[1])
-        if isinstance(found, str):
-            return found
-        index, at = found
-        path, keys = (keys[0], index, keys[1]), keys[2:]
-        if not keys:
-            return f"{path[2]!r} wants an option: --set {path[0]}.{path[2]}.OPTION=VALUE"
-    for key in keys[:-1]:
-        at = at.setdefault(key, {}) if isinstance(at, dict) else None
-        if not isinstance(at, dict):
-            return f"{key!r} is not a mapping"
-        path = (*path, key)
-    if isinstance(at.get(keys[-1]), list) and not isinstance(value, list):
-        return f"{keys[-1]!r} is a list; give a list: --set {'.'.join(map(str, keys))}=[…]"
-    at[keys[-1]] = value
-    for old in [p for p in located.places if p[: len(path) + 1] == (*path, keys[-1])]:
-        del located.places[old]
-    located.places[(*path, keys[-1])] = where
-    return ""
-
-
-def _named_item(data: dict[str, Any], section: str, name: str) -> tuple[int, dict[str, Any]] | str:
-    """Index and options of the list item of that name, made a mapping if it was a bare word."""
-    items = data.get(section)
-    if not isinstance(items, list):
-        return f"the recipe has no list `{section}`"
-    names = [next(iter(item), "") if isinstance(item, dict) else str(item) for item in items]
-    if names.count(name) != 1:
-        reason = "no" if name not in names else "more than one"
-        return f"the recipe has {reason} {name!r} in `{section}`; it has: {', '.join(names)}"
-    index = names.index(name)
-    if not isinstance(items[index], dict) or items[index][name] is None:
-        items[index] = {name: {}}
-    if not isinstance(items[index][name], dict):
-        return f"{name!r} has no options to set"
-    return index, items[index][name]

@@ -3,6 +3,7 @@
     <root>/<key>/            the result's files and done.json
     <root>/.work-<pid>-<n>/  being made; renamed when whole, removed when its process is gone
     <root>/hashes.json       sha256 of checkpoint files by path, size and modification time
+    <root>/.locks/<key>      held while an entry is made, so that two builds at once do not both make it
 
 An entry appears by one rename, so a killed build leaves nothing half-written and the next one goes on from the last whole
 pass. A failure is never stored.
@@ -11,6 +12,7 @@ pass. A failure is never stored.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,10 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openclaw_opt import interrupts
 from openclaw_opt.errors import MachineError
 
 DONE = "done.json"
 WORK = ".work-"
+WAIT_S = 0.5
 
 
 def digest(value: Any) -> str:
@@ -75,6 +79,33 @@ class Store:
             if self.find(key) is None:
                 raise
         return final
+
+    @contextlib.contextmanager
+    def claimed(self, key: str) -> Iterator[None]:
+        """Nobody else makes this entry meanwhile: look for it inside, make it if it is not there. A dead owner's claim is none.
+
+        Claims are nested in one order only: a pass, its accuracy, the reference; so they cannot wait for each other in a circle.
+        """
+        from filelock import FileLock, Timeout
+
+        folder = self.root / ".locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / key[:32])
+            while not lock.is_locked:
+                with contextlib.suppress(Timeout):  # waits in pieces, so that Ctrl-C is seen
+                    lock.acquire(timeout=WAIT_S, poll_interval=0.02)
+                interrupts.check()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise MachineError(
+                f"the cache folder cannot be written: {error.strerror}", where=str(self.root), fix="--cache FOLDER"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def drop(self, key: str) -> None:
         """Forget an entry whose files are not what its record says."""

@@ -101,6 +101,12 @@ _ROWS = (
 
 TARGETS: dict[str, Target] = {row.name: row for row in _ROWS}
 HOST = "host"
+RAY_TYPES = {
+    "rtx3060": "GeForce-RTX-3060", "rtx4090": "GeForce-RTX-4090", "rtx5090": "GeForce-RTX-5090", "l4": "L4",
+    "l40s": "L40S", "a100-40": "A100-40G", "a100-80": "A100-80G", "h100-sxm": "H100", "h100-pcie": "H100",
+    "h200": "H200", "b200": "B200",
+}  # fmt: skip
+"""What Ray calls a node's card (`accelerator_type:L4`); it has one name for both H100s."""
 DRIVER_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """What NVIDIA's driver makes on Linux, and under Windows' Linux subsystem."""
 
@@ -115,6 +121,15 @@ def target_named(name: str, hourly_usd: float | None = None) -> Target:
         raise RecipeError(f"unknown target {name!r}", fix=nearest(name, target_names()))
     row = host() if name == HOST else TARGETS[name]
     return row if hourly_usd is None else replace(row, hourly_usd=hourly_usd)
+
+
+def ray_resources(target: str) -> tuple[str, ...]:
+    """Resources by which a Ray node shows that it has this card, the surest first; none for `host`, which is any node.
+
+    The target's own name is a custom resource that an administrator gives to a node: `ray start --resources='{"rtx4090": 1}'`.
+    """
+    known = RAY_TYPES.get(target)
+    return () if target == HOST else (target, f"accelerator_type:{known}") if known else (target,)
 
 
 def host() -> Target:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from openclaw_opt.cli import build, check, compare, doctor, explain, history, init, listing, report, schema
+from openclaw_opt.cli import build, check, compare, doctor, explain, history, init, listing, report, schema, sweep
 
 app = typer.Typer(
     name="openclaw-opt",
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("build")(build.build)
+app.command("sweep")(sweep.sweep)
 app.command("check")(check.check)
 app.command("list")(listing.list_)
 app.command("init")(init.init)

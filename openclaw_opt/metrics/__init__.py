@@ -60,6 +60,8 @@ class Metric(BaseModel):
     tasks: ClassVar[tuple[Task, ...]] = EVERY_TASK
     needs_data: ClassVar[bool] = False
     """Measured on the evaluation data, against the reference: accuracy. Such a metric is measured after lossy passes too."""
+    timed: ClassVar[bool] = False
+    """Measured with a clock: nothing else of a sweep may run meanwhile."""
     numbers: ClassVar[tuple[Number, ...]]
     depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "artifact"
     """What two numbers must share to be compared: nothing but the model and its data, the target too, or the machine too."""

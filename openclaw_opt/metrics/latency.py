@@ -96,6 +96,7 @@ class Latency(Metric):
     summary: ClassVar[str] = (
         "time to first token, time of a token, tokens per second, speedup over PyTorch eager float32"
     )
+    timed: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = _numbers()
     depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "machine"
     effort: ClassVar[frozenset[str]] = frozenset({"warmup", "time_box_s", "compare"})

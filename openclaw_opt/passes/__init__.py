@@ -98,6 +98,9 @@ class Pass(BaseModel):
     reads: ClassVar[tuple[str, ...]] = ()
     """Which of `target`, `calibration` decides the result: part of the cache key."""
 
+    essential: ClassVar[tuple[str, ...]] = ()
+    """Options that say what is done: a point of a sweep in which all of them are `off` or 0 goes without the pass."""
+
     def check(self, view: View) -> list[Complaint]:
         """What of this pass cannot be done; found from facts alone, in milliseconds, without torch."""
         return []

@@ -32,6 +32,7 @@ class Prune(Pass):
     summary: ClassVar[str] = "remove FFN channels, attention heads or whole layers of a decoder"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     reads: ClassVar[tuple[str, ...]] = ("target", "calibration")
+    essential: ClassVar[tuple[str, ...]] = ("ffn", "heads", "query_heads", "layers")
 
     ffn: Fraction | None = None
     """Fraction of each layer's FFN channels to remove."""

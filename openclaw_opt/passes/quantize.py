@@ -49,6 +49,7 @@ class Quantize(Pass):
     summary: ClassVar[str] = "weights (and activations) in int8, int4, fp8 or nvfp4, calibrated by nvidia-modelopt"
     tools: ClassVar[tuple[str, ...]] = ("torch", "nvidia-modelopt")
     reads: ClassVar[tuple[str, ...]] = ("calibration",)
+    essential: ClassVar[tuple[str, ...]] = ("format",)
 
     format: Literal["int8", "int8_weight_only", "int4", "fp8", "nvfp4"]
     """Number format; a row of `openclaw-opt list formats`."""

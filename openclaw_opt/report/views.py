@@ -10,8 +10,10 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from openclaw_opt.artifacts import Measurement
+from openclaw_opt.numerics import pareto
 from openclaw_opt.records import BudgetRecord, PassRecord, Report
 from openclaw_opt.report import numbers
 
@@ -242,12 +244,10 @@ def _baseline_points(report: Report, latency: str, accuracy: str) -> Iterator[Po
 
 def front(points: Sequence[Point]) -> tuple[int, ...]:
     """Indexes of the points that no other dominates: none is at least as accurate and as fast, and better in one."""
-    both = [(number(one.accuracy) if one.accuracy.better == "higher" else -number(one.accuracy), -number(one.latency)) for one in points]  # fmt: skip
-    return tuple(
-        i
-        for i, own in enumerate(both)
-        if not any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in both)
-    )
+    better: list[Literal["higher", "lower"]] = ["higher", "lower"]
+    signed = [1 if one.accuracy.better == "higher" else -1 for one in points]
+    rows = [(sign * number(one.accuracy), number(one.latency)) for sign, one in zip(signed, points, strict=True)]
+    return tuple(pareto.front(rows, better))
 
 
 def _pass_points(records: Iterable[PassRecord], latency: str, accuracy: str) -> Iterator[Point]:
