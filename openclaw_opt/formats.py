@@ -24,11 +24,12 @@ class Format:
         weight: element type of the stored weight (an ONNX element type name).
         activation: element type activations are quantized to; empty for weight-only.
         block: default number of elements along the input axis that share a scale; None for one scale a channel or tensor.
-        scale_bits: bits of one weight scale.
+        scale_bits: bits of one weight scale and, where there is one, its zero point.
         weight_bits: bits of one weight.
         compute: least compute capability, (major, minor).
         backends: the runtimes that realise it.
         source: where the format is defined.
+        limits: why the runtimes that are not in `backends` do not realise it, where that is known.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Format:
     compute: tuple[int, int]
     backends: tuple[str, ...]
     source: str
+    limits: str = ""
 
     @property
     def weight_only(self) -> bool:
@@ -64,6 +66,7 @@ _ROWS = (
     Format("int8", "INT8 weights and activations", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
     Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
     Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt"), ONNX_SPEC),
+    Format("uint4", "INT4 weights in blocks with zero points", "UINT4", "", 4, 20, 32, (8, 0), ("onnxruntime",), ONNX_SPEC, "TensorRT takes no zero point but 0"),
     Format("fp8", "FP8 E4M3 weights and activations", "FLOAT8E4M3FN", "FLOAT8E4M3FN", 8, 32, None, (8, 9), ("tensorrt",), FP8_PAPER),
     Format("nvfp4", "NVFP4 weights and activations", "FLOAT4E2M1", "FLOAT4E2M1", 4, 8, 16, (10, 0), ("tensorrt",), NVFP4_NOTE),
 )  # fmt: skip

@@ -48,6 +48,7 @@ WANTED: dict[str, Wanted] = {
     "int8": Wanted(("Int8",), ("Int8",)),
     "int8_weight_only": Wanted(("Int8",)),
     "int4": Wanted(("Int4",)),
+    "uint4": Wanted(("UInt4",)),
     "fp8": Wanted(FP8, FP8),
     "nvfp4": Wanted(FP4, FP4),
 }

@@ -4,6 +4,7 @@
     int8    MatMul(Q/DQ(x, input_scale), DQ(weight_q [K, N], weight_scale [N], weight_zero [N], axis 1))
     fp8     the same without a zero point
     int4    MatMul(x, DQ(weight_q [K, N], weight_scale [K / block, N], axis 0, block_size))
+    uint4   the same with weight_zero uint4 [K / block, N]
     nvfp4   MatMul(Q/DQ(x), Transpose(DQ(weight_q [N, K], DQ(weight_scale E4M3 [N, K / 16], weight_global), axis 1)))
 
 Weight-only layers lack the Q/DQ of x. The block scales of an nvfp4 activation are computed in the graph. Nodes and
@@ -21,7 +22,7 @@ from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.emit import Writer
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear
 from openclaw_opt.numerics.microscaling import ELEMENT_TOP, SCALE_BOTTOM
-from openclaw_opt.numerics.quantization import pack_int4, unpack_int4
+from openclaw_opt.numerics.quantization import pack_int4, pack_nibbles, unpack_int4, unpack_nibbles
 
 
 def emit_linear(writer: Writer, x: ir.Value, name: str, module: nn.Module, rank: int = 3) -> ir.Value:
@@ -92,6 +93,8 @@ def _weight(writer: Writer, name: str, module: QuantLinear) -> ir.Value:
             f"{name}.weight_q", lambda: _turned_int4(module.weight_q), ir.DataType.INT4, (columns, rows)
         )
         return writer.op("DequantizeLinear", [low, scale], f"{name}.weight", axis=0, block_size=block)
+    if module.quant.kind == "uint4":
+        return _uint4_weight(writer, name, module, scale)
     low = writer.lazy(f"{name}.weight_q", lambda: module.weight_q.T, module.weight_q.dtype, (columns, rows))
     return _dequantize(writer, name, module, low, scale, 1)
 
@@ -103,6 +106,27 @@ def _dequantize(writer: Writer, name: str, module: QuantLayer, low: ir.Value, sc
         # ONNX Runtime gives a weight without a zero point a scalar one when it makes it unsigned, and then refuses it.
         inputs.append(writer.tensor(f"{name}.weight_zero", torch.zeros(module.weight_scale.shape, dtype=torch.int8)))
     return writer.op("DequantizeLinear", inputs, f"{name}.weight", axis=axis if module.weight_scale.ndim else None)
+
+
+def _uint4_weight(writer: Writer, name: str, module: QuantLinear, scale: ir.Value) -> ir.Value:
+    rows, columns, block = module.out_features, module.in_features, module.quant.block
+    assert module.weight_zero is not None
+    assert block is not None
+    zeros, four = module.weight_zero.T, ir.DataType.UINT4
+    low = writer.packed(f"{name}.weight_q", lambda: _turned(unpack_nibbles(module.weight_q)), four, (columns, rows))
+    zero = writer.packed(f"{name}.weight_zero", lambda: _packed(zeros), four, (columns // block, rows))
+    return writer.op("DequantizeLinear", [low, scale, zero], f"{name}.weight", axis=0, block_size=block)
+
+
+def _turned(codes: Tensor) -> Tensor:
+    """uint8 codes [N, K] → the bytes of [K, N] packed along N."""
+    return _packed(codes.T)
+
+
+def _packed(codes: Tensor) -> Tensor:
+    """uint8 codes of any shape → bytes of two each, in order; an odd last one has a zero beside it."""
+    flat = codes.flatten()
+    return pack_nibbles(torch.cat([flat, flat.new_zeros(flat.numel() % 2)]))
 
 
 def _turned_int4(packed: Tensor) -> Tensor:

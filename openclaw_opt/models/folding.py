@@ -95,7 +95,7 @@ def _take(layer: nn.Module) -> None:
 def _scale_rows(layer: nn.Module, rows: slice, factors: Tensor) -> bool:
     """Multiply output rows; False where the weight has no scale of its own for each row."""
     if isinstance(layer, QuantLayer):
-        if layer.quant.kind not in ("int8", "int4") or layer.weight_scale.ndim == 0:
+        if layer.quant.kind not in ("int8", "int4", "uint4") or layer.weight_scale.ndim == 0:
             return False
         layer.weight_scale = _scaled(layer.weight_scale, rows, factors)
         layer.bias = None if layer.bias is None else _scaled(layer.bias, rows, factors)

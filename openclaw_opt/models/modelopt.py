@@ -25,6 +25,7 @@ from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.calibrate import Calibration, Progress, run_batches
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear, QuantParts
 from openclaw_opt.models.spec import WeightKind
+from openclaw_opt.numerics.grid import Grid, grid_of
 from openclaw_opt.numerics.microscaling import fake_quantize_nvfp4, global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.quantization import (
     DEAD,
@@ -43,6 +44,9 @@ INT8 = {"num_bits": 8}
 FP8 = {"num_bits": (4, 3)}
 
 
+Ranges = Literal["max", "percentile", "mse", "entropy"]
+
+
 @dataclass(frozen=True)
 class Row:
     """How modelopt's quantizers are set for one format. `block` is filled in where it is asked for."""
@@ -56,6 +60,7 @@ ROWS: dict[str, Row] = {
     "int8": Row("int8", {**INT8, "axis": 0}, INT8),
     "int8_weight_only": Row("int8", {**INT8, "axis": 0}),
     "int4": Row("int4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
+    "uint4": Row("uint4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
     "fp8": Row("fp8", FP8, FP8),
     "nvfp4": Row(
         "nvfp4",
@@ -63,7 +68,13 @@ ROWS: dict[str, Row] = {
         {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
     ),
 }
-SWEEPS = {"max": 1, "rtn": 1, "smoothquant": 1, "awq": 2}
+BLOCKED = ("int4", "uint4", "nvfp4")
+Algorithm = Literal["max", "rtn", "smoothquant", "awq", "awq_full", "gptq", "awq_gptq"]
+SCALES_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "awq_gptq")
+"""Algorithms that begin with AWQ's search for input factors."""
+SWEEPS: dict[Algorithm, int] = {
+    "max": 1, "rtn": 1, "smoothquant": 1, "awq": 2, "awq_full": 2, "gptq": 1, "awq_gptq": 2
+}  # fmt: skip
 """How often each algorithm runs the calibration data."""
 
 
@@ -72,9 +83,12 @@ class Scheme:
     """What is asked of the layers: a row of formats.py, the algorithm, its parameters."""
 
     format: str
-    algorithm: Literal["max", "rtn", "smoothquant", "awq"]
+    algorithm: Algorithm
     alpha: float | None = None
     block: int | None = None
+    ranges: Ranges = "max"
+    damping: float = 0.01
+    act_order: bool = True
 
     @property
     def row(self) -> Row:
@@ -82,7 +96,27 @@ class Scheme:
 
     @property
     def needs_data(self) -> bool:
-        return self.row.input is not None or self.algorithm in ("smoothquant", "awq")
+        """Does modelopt's own part of it run the model?"""
+        return self.row.input is not None or self.algorithm in ("smoothquant", *SCALES_INPUTS)
+
+    @property
+    def compensates(self) -> bool:
+        return self.algorithm in ("gptq", "awq_gptq")
+
+    @property
+    def uses_inputs(self) -> bool:
+        """Are weights rounded with what their inputs are?"""
+        return self.compensates or self.algorithm == "awq_full"
+
+    @property
+    def searches_ranges(self) -> bool:
+        """Are the ranges of activations found from histograms?"""
+        return self.ranges != "max" and self.row.input is not None
+
+    @property
+    def clips_weights(self) -> bool:
+        """Are weight ranges searched for the least squared error of the weight?"""
+        return self.ranges == "mse" and self.row.input is None
 
 
 def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
@@ -94,13 +128,12 @@ def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
             entries.append(
                 {"quantizer_name": f"{name}.input_quantizer", "cfg": _filled(scheme.row.input, scheme.block)}
             )
-    algorithms: dict[str, Any] = {
-        "max": "max",
-        "rtn": "max",
-        "smoothquant": {"method": "smoothquant", "alpha": scheme.alpha},
-        "awq": {"method": "awq_lite", "alpha_step": 0.1},
-    }
-    return {"quant_cfg": entries, "algorithm": algorithms[scheme.algorithm]}
+    algorithm: Any = "max"
+    if scheme.algorithm == "smoothquant":
+        algorithm = {"method": "smoothquant", "alpha": scheme.alpha}
+    elif scheme.algorithm in SCALES_INPUTS:
+        algorithm = {"method": "awq_lite", "alpha_step": 0.1}
+    return {"quant_cfg": entries, "algorithm": algorithm}
 
 
 def _filled(row: Mapping[str, Any], block: int | None) -> dict[str, Any]:
@@ -207,16 +240,20 @@ def blocks_on_cpu() -> Iterator[None]:
         tensor_quant.dynamic_block_quantize_op = original
 
 
-def parts_of(layer: Any, scheme: Scheme) -> QuantParts:
-    """The numbers of one of modelopt's quantized layers (nn.Linear or nn.Conv2d), as our layers take them."""
-    weight, kind = layer.weight.detach().float(), scheme.row.kind
-    amax, shared, block = layer.weight_quantizer.amax, None, None
-    if kind == "int4":
-        block = scheme.block
+def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts:
+    """The numbers of one of modelopt's quantized layers (nn.Linear or nn.Conv2d), as our layers take them.
+
+    Args:
+        grid: what `refined` rounded the weight to; None where modelopt's own ranges hold.
+    """
+    weight, kind, block = layer.weight.detach().float(), scheme.row.kind, scheme.block
+    amax, shared, zero = layer.weight_quantizer.amax, None, None
+    if grid is not None:
+        codes, scale, zero = _on_grid(weight, grid)
+    elif kind == "int4":
         assert block is not None
         codes, scale = quantize_blocks(weight, block)
     elif kind == "nvfp4":
-        block = scheme.block
         assert block is not None
         made = quantize_nvfp4(weight, amax, block)
         codes, scale, shared = made.packed, made.scale, made.global_scale
@@ -229,11 +266,48 @@ def parts_of(layer: Any, scheme: Scheme) -> QuantParts:
         codes,
         scale,
         shared,
-        block,
+        block if kind in BLOCKED else None,
         _input_scale(layer, scheme),
         _pre_scale(layer),
         None if layer.bias is None else layer.bias.detach().clone(),
+        zero,
     )
+
+
+def plain_parts(layer: Any, scheme: Scheme, largest: float) -> QuantParts:
+    """A float layer in the scheme's format with the largest values as ranges, rounded to nearest.
+
+    Args:
+        largest: absolute value among the layer's inputs.
+    """
+    weight, kind, block = layer.weight.detach().float(), scheme.row.kind, scheme.block
+    shared, zero = None, None
+    if kind in ("int4", "uint4"):
+        assert block is not None
+        codes, scale, zero = _on_grid(weight, grid_of(weight, kind, block))
+    elif kind == "nvfp4":
+        assert block is not None
+        made = quantize_nvfp4(weight, None, block)
+        codes, scale, shared = made.packed, made.scale, made.global_scale
+    else:
+        amax = channel_amax(weight) if kind == "int8" else weight.abs().amax()
+        codes, scale = quantize(weight, amax, kind), scale_of(amax.flatten() if amax.ndim else amax, kind)
+    step = None
+    if scheme.row.input is not None:
+        top = torch.tensor(largest)
+        step = global_scale_of(top) if kind == "nvfp4" else scale_of(top, kind)
+    bias = None if layer.bias is None else layer.bias.detach().clone()
+    return QuantParts(
+        scheme.format, kind, codes, scale, shared, block if kind in BLOCKED else None, step, None, bias, zero
+    )
+
+
+def _on_grid(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, scales and zero points of a weight that lies on `grid`."""
+    codes = grid.codes(weight)
+    if grid.zero is not None:
+        return codes.to(torch.uint8), grid.scale, grid.zero.to(torch.uint8)
+    return codes.to(torch.int8), grid.scale.flatten() if grid.kind == "int8" else grid.scale, None
 
 
 def _input_scale(layer: Any, scheme: Scheme) -> Tensor | None:
@@ -259,9 +333,9 @@ def dead_note(layer: Any, scheme: Scheme) -> str:
     return "; ".join(said)
 
 
-def layer_of(layer: Any, scheme: Scheme) -> QuantLayer:
+def layer_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantLayer:
     """Our layer in the place of one of modelopt's."""
-    parts = parts_of(layer, scheme)
+    parts = parts_of(layer, scheme, grid)
     return QuantConv2d(parts, layer) if isinstance(layer, nn.Conv2d) else QuantLinear.from_parts(parts)
 
 

@@ -15,7 +15,7 @@ from openclaw_opt.errors import RecipeError
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 RopeType = Literal["default", "linear", "llama3", "yarn", "longrope"]
-WeightKind = Literal["int8", "int4", "fp8", "nvfp4"]
+WeightKind = Literal["int8", "int4", "uint4", "fp8", "nvfp4"]
 
 
 class RopeSpec(Facts):
