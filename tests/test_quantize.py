@@ -24,7 +24,7 @@ from openclaw_opt.models.spec import LayerSpec, read_facts
 from openclaw_opt.models.store import open_model
 from openclaw_opt.passes import Done, View, Work
 from openclaw_opt.passes.prune import Prune
-from openclaw_opt.passes.quantize import ALGORITHMS, Quantize, linear_sizes
+from openclaw_opt.passes.quantize import ALGORITHMS, PLAIN, Quantize, linear_sizes
 from openclaw_opt.records import LayerRecord
 from openclaw_opt.targets import TARGETS
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
@@ -87,8 +87,13 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
     assert facts.notes[-1] == done.changed
     rows = [LayerRecord.model_validate(row) for row in json.loads(json.dumps(done.details["layers"]))]
     assert [row.name for row in rows] == names
-    least = {"int8": 40, "int8_weight_only": 40, "fp8": 28, "int4": 17, "nvfp4": 17}[fmt]
-    assert all(row.weight_sqnr_db is not None and row.weight_sqnr_db > least for row in rows)
+    least = {"int8": 40, "int8_weight_only": 40, "fp8": 28, "int4": 17, "uint4": 17, "nvfp4": 17}[fmt]
+    moved = 5 if algorithm.endswith("gptq") else 0  # the weight is moved so that the output is right
+    assert all(row.weight_sqnr_db is not None and row.weight_sqnr_db > least - moved for row in rows)
+    for row in rows:
+        assert (row.plain_output_sqnr_db is None) == (row.plain_weight_sqnr_db is None) == (algorithm in PLAIN)
+    if moved:
+        assert all(row.output_sqnr_db > row.plain_output_sqnr_db for row in rows), rows  # type: ignore[operator]
     assert all(row.output_sqnr_db is not None and row.output_sqnr_db > least - 17 for row in rows)
     assert rows[0].parameters == (4 + 2 + 2) * 16 * 64
     assert done.details["largest_difference_from_modelopt"] < 1e-6
@@ -97,7 +102,7 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
     module = open_model(done.artifact)
     assert sum(isinstance(layer, QuantLinear) for layer in module.modules()) == 8
     drift = (logits(done.artifact) - logits(llama.model)).norm() / logits(llama.model).norm()
-    assert 0 < drift < {"int8": 0.12, "int8_weight_only": 0.06, "fp8": 0.3, "int4": 0.7, "nvfp4": 0.9}[fmt]
+    assert 0 < drift < {"int8": 0.12, "int8_weight_only": 0.06, "fp8": 0.3, "int4": 0.7, "uint4": 0.7, "nvfp4": 0.9}[fmt]
 
 
 def test_the_sentence_states_alpha_and_block(llama: Runner) -> None:
@@ -388,8 +393,8 @@ def test_a_wrong_fold_is_caught(llama: Runner, monkeypatch: pytest.MonkeyPatch) 
 def test_a_wrong_conversion_is_caught(llama: Runner, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     right = modelopt.parts_of
 
-    def wrong(layer: Any, scheme: Scheme) -> Any:
-        parts = right(layer, scheme)
+    def wrong(layer: Any, scheme: Scheme, grid: Any) -> Any:
+        parts = right(layer, scheme, grid)
         value = getattr(parts, damage).clone()
         if damage == "weight_q":
             value[0, 0] += 2 if value[0, 0] < 100 else -2
@@ -449,7 +454,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str] | None]] 
     ({"format": "fp8"}, {}, ("onnxruntime does not realise fp8 on a CPU", "format", "format: int8")),
     ({"format": "fp8"}, on("a100-80"), (f"{LACKS[0]}: it needs compute capability 8.9, the target has 8.0", "format", "format: int8")),
     ({"format": "nvfp4"}, on("h100-sxm"), (f"{LACKS[1]}: it needs compute capability 10.0, the target has 9.0", "format", "format: fp8")),
-    ({"format": "int4", "algorithm": "smoothquant"}, {}, ("smoothquant is no algorithm for int4", "algorithm", "legal: awq, rtn")),
+    ({"format": "int4", "algorithm": "smoothquant"}, {}, ("smoothquant is no algorithm for int4", "algorithm", "legal: awq, awq_full, awq_gptq, gptq, rtn")),
     ({"format": "fp8", "algorithm": "awq"}, on("l4"), ("awq is no algorithm for fp8", "algorithm", "algorithm: max")),
     ({"format": "int8", "algorithm": "max", "alpha": 0.5}, {}, ("alpha has no effect with max", "alpha", "leave it out")),
     ({"format": "int8", "block": 32}, {}, ("block has no effect with int8", "block", "leave it out")),
@@ -457,8 +462,16 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str] | None]] 
     ({"format": "int4", "block": 40}, {}, ("no runtime has blocks of 40", "block", "block: 32")),
     ({"format": "int4", "block": 128}, {}, ("blocks of 128 do not divide the 64 inputs of layers.0.qkv", "block", "block: 32")),
     ({"format": "int4", "block": 64}, {}, ("blocks of 64 do not divide the 96 inputs of layers.0.down", "block", "block: 32")),
+    ({"format": "uint4"}, on("l4"), ("tensorrt does not realise uint4 on NVIDIA L4: TensorRT takes no zero point but 0", "format", "format: int4")),
+    ({"format": "int4", "algorithm": "gptq", "damping": 0.1, "act_order": False}, {}, None),
+    ({"format": "int4", "algorithm": "awq", "damping": 0.1}, {}, ("damping has no effect with awq", "damping", "leave it out")),
+    ({"format": "int8", "act_order": True}, {}, ("act_order has no effect with smoothquant", "act_order", "leave it out")),
+    ({"format": "fp8", "calibration": "entropy"}, on("l4"), ("fp8 has no entropy calibration", "calibration", "legal: max, percentile, mse")),
+    ({"format": "int4", "algorithm": "awq", "calibration": "mse"}, {}, ("awq finds its own ranges", "calibration", "leave it out")),
+    ({"format": "int8", "percentile": 99.9}, {}, ("percentile has no effect without it", "percentile", "calibration: percentile")),
+    ({"format": "int4"}, {"calibration": None}, ("int4 with gptq needs calibration data", "algorithm", "add `calibration` to `data`")),
     ({"format": "int8"}, {"calibration": None}, ("int8 with smoothquant needs calibration data", "algorithm", "add `calibration` to `data`")),
-    ({"format": "int4"}, {"calibration": None}, ("int4 with awq needs calibration data", "algorithm", "add `calibration` to `data`")),
+    ({"format": "int4", "algorithm": "awq"}, {"calibration": None}, ("int4 with awq needs calibration data", "algorithm", "add `calibration` to `data`")),
     ({"format": "int8"}, {"calibration": IMAGES}, ("calibration data is images, the model takes text", "", "change data.calibration")),
     ({"format": "int8"}, {"calibration": SHORT}, ("smoothquant needs at least 1024 calibration tokens, samples × length is 128", "algorithm", MORE)),
     ({"format": "int8", "keep": ("lm_head",)}, {}, ("keep: 'lm_head' matches no layer", "keep", "did you mean 'head'?")),
@@ -496,6 +509,43 @@ def test_run_refuses_what_check_could_not_see(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         runner(sentences(), format="int8", keep=("model.encoder.layer.0.*", "encoder.layer.1.*"))
     assert "quantize.keep: keep: 'encoder.layer.1.*' matches no layer" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_named(llama: Runner, tmp_path: Path, value: float) -> None:
+    from openclaw_opt.models.store import save_model
+
+    module = open_model(llama.model)
+    assert isinstance(module, Decoder)
+    module.layers[1].down.weight[3, 4] = value
+    broken = save_model(module, read_facts(llama.model), tmp_path / "broken", llama.model.assets)
+    with pytest.raises(RecipeError, match=r"layers\.1\.down\.weight: 1 of 6144 numbers are NaN or infinite"):
+        llama(tokens(), broken, format="int4", algorithm="rtn")
+
+
+def test_broken_activations_are_named(llama: Runner, tmp_path: Path) -> None:
+    from openclaw_opt.models.store import save_model
+
+    module = open_model(llama.model)
+    assert isinstance(module, Decoder)
+    module.layers[0].norm_mlp.weight[:] = float("inf")
+    broken = save_model(module, read_facts(llama.model), tmp_path / "broken", llama.model.assets)
+    with pytest.raises(RecipeError, match=r"layers\.0\.gate_up: its input holds NaN or infinity on calibration data"):
+        llama(tokens(), broken, format="int8", algorithm="max")
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "mse", "entropy"])
+def test_ranges_from_histograms_are_narrower_and_recorded(llama: Runner, ranges: str) -> None:
+    widest, found = (
+        open_model(llama(tokens(), format="int8", algorithm="max", calibration=word).artifact) for word in ("max", ranges)
+    )
+    for name in ("layers.0.qkv", "layers.1.down"):
+        assert found.get_submodule(name).input_scale <= widest.get_submodule(name).input_scale  # type: ignore[operator]
+    narrow = [found.get_submodule(f"layers.{i}.down").input_scale < widest.get_submodule(f"layers.{i}.down").input_scale for i in (0, 1)]  # type: ignore[operator]
+    assert any(narrow)
+    done = llama(tokens(), format="int8", algorithm="max", calibration="percentile", percentile=99.0)
+    assert done.changed == "8 of 9 linear layers to int8 (max, percentile 99)"
+    assert done.details["calibration"]["percentile"] == 99.0
 
 
 def test_too_few_vectors_for_smoothquant_are_counted(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ The histogram has BINS equal bins of |x| from 0 to the largest value seen; data 
                 last bin; Q is P's part within the range merged into 128 levels and spread evenly over the bins that are not
                 empty. Bin 0 counts as much as bin 1: zeros cost nothing in any range
 
-Ranges below LEAST of the BINS are not tried. Agrees with nvidia-modelopt's histogram calibrator.
+Ranges below LEAST of the BINS are not tried. Agrees with nvidia-modelopt's histogram calibrator,
+but for a percentile's bin, of which that takes the lower edge.
 Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017 (entropy); https://arxiv.org/abs/2004.09602 (all three).
 """
 
@@ -61,7 +62,7 @@ def range_of(histogram: Histogram, method: str, kind: str, percentile: float) ->
 def percentile_range(histogram: Histogram, percentile: float) -> float:
     """The first edge that `percentile` of the values lie below."""
     shares = np.cumsum(histogram.counts / histogram.counts.sum())
-    return float(histogram.edges[min(int(np.searchsorted(shares, percentile / 100)), BINS)])
+    return float(histogram.edges[min(int(np.searchsorted(shares, percentile / 100)) + 1, BINS)])
 
 
 def mse_range(histogram: Histogram, kind: str) -> float:

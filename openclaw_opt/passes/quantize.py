@@ -25,8 +25,8 @@ Sizes = Mapping[str, int]
 ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "int8": ("smoothquant", "max"),
     "int8_weight_only": ("max", "gptq"),
-    "int4": ("awq", "awq_full", "gptq", "awq_gptq", "rtn"),
-    "uint4": ("awq", "awq_full", "gptq", "awq_gptq", "rtn"),
+    "int4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
+    "uint4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
     "fp8": ("max",),
     "nvfp4": ("max",),
 }
@@ -69,7 +69,8 @@ class Quantize(Pass):
     """Number format; a row of `openclaw-opt list formats`."""
     algorithm: Literal["auto", "max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"] = "auto"
     """How weights are rounded. int8: smoothquant, max; int8_weight_only: max, gptq; fp8, nvfp4: max;
-    int4, uint4: awq (input factors), awq_full (and clipped ranges), gptq (and errors made up for), awq_gptq (both), rtn.
+    int4, uint4: gptq (ranges clipped, errors made up for by later columns), awq_gptq (after awq's factors), awq_full (factors and
+    clipped ranges), awq (factors), rtn.
 
     `auto` is the first of these for decoders, and max or rtn for encoders and vision models."""
     calibration: Ranges = "max"
