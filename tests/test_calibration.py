@@ -151,9 +151,7 @@ def test_the_clip_search_finds_the_best_of_its_grid(kind: str) -> None:
     for row, block in itertools.product(range(3), range(2)):
         cut = slice(block * BLOCK, (block + 1) * BLOCK)
         part, inner = weight[row : row + 1, cut], gram[cut, cut]
-        costs = [
-            output_error(part, grid_of(part, kind, BLOCK, 1 - 0.05 * i).rounded(part), inner) for i in range(11)
-        ]
+        costs = [output_error(part, grid_of(part, kind, BLOCK, 1 - 0.05 * i).rounded(part), inner) for i in range(11)]
         own = output_error(part, found.rounded(weight)[row : row + 1, cut], inner)
         assert own == pytest.approx(min(costs), rel=1e-4)
 

@@ -87,7 +87,7 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
     assert facts.notes[-1] == done.changed
     rows = [LayerRecord.model_validate(row) for row in json.loads(json.dumps(done.details["layers"]))]
     assert [row.name for row in rows] == names
-    least = {"int8": 40, "int8_weight_only": 40, "fp8": 28, "int4": 17, "uint4": 17, "nvfp4": 17}[fmt]
+    least = {"int8": 40, "int8_weight_only": 40, "int8_per_token": 40, "fp8": 28, "int4": 17, "uint4": 17, "nvfp4": 17}[fmt]
     moved = 5 if algorithm.endswith("gptq") else 0  # the weight is moved so that the output is right
     assert all(row.weight_sqnr_db is not None and row.weight_sqnr_db > least - moved for row in rows)
     for row in rows:
@@ -102,7 +102,9 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
     module = open_model(done.artifact)
     assert sum(isinstance(layer, QuantLinear) for layer in module.modules()) == 8
     drift = (logits(done.artifact) - logits(llama.model)).norm() / logits(llama.model).norm()
-    assert 0 < drift < {"int8": 0.12, "int8_weight_only": 0.06, "fp8": 0.3, "int4": 0.7, "uint4": 0.7, "nvfp4": 0.9}[fmt]
+    assert (
+        0 < drift < {"int8": 0.12, "int8_weight_only": 0.06, "int8_per_token": 0.12, "fp8": 0.3, "int4": 0.7, "uint4": 0.7, "nvfp4": 0.9}[fmt]
+    )
 
 
 def test_the_sentence_states_alpha_and_block(llama: Runner) -> None:
@@ -462,7 +464,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str] | None]] 
     ({"format": "int4", "block": 40}, {}, ("no runtime has blocks of 40", "block", "block: 32")),
     ({"format": "int4", "block": 128}, {}, ("blocks of 128 do not divide the 64 inputs of layers.0.qkv", "block", "block: 32")),
     ({"format": "int4", "block": 64}, {}, ("blocks of 64 do not divide the 96 inputs of layers.0.down", "block", "block: 32")),
-    ({"format": "uint4"}, on("l4"), ("tensorrt does not realise uint4 on NVIDIA L4: TensorRT takes no zero point but 0", "format", "format: int4")),
+    ({"format": "uint4"}, on("l4"), ("tensorrt does not realise uint4 on NVIDIA L4: it takes no zero point but 0", "format", "format: int4")),
     ({"format": "int4", "algorithm": "gptq", "damping": 0.1, "act_order": False}, {}, None),
     ({"format": "int4", "algorithm": "awq", "damping": 0.1}, {}, ("damping has no effect with awq", "damping", "leave it out")),
     ({"format": "int8", "act_order": True}, {}, ("act_order has no effect with smoothquant", "act_order", "leave it out")),
@@ -537,11 +539,15 @@ def test_broken_activations_are_named(llama: Runner, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranges", ["percentile", "mse", "entropy"])
 def test_ranges_from_histograms_are_narrower_and_recorded(llama: Runner, ranges: str) -> None:
     widest, found = (
-        open_model(llama(tokens(), format="int8", algorithm="max", calibration=word).artifact) for word in ("max", ranges)
+        open_model(llama(tokens(), format="int8", algorithm="max", calibration=word).artifact)
+        for word in ("max", ranges)
     )
     for name in ("layers.0.qkv", "layers.1.down"):
         assert found.get_submodule(name).input_scale <= widest.get_submodule(name).input_scale  # type: ignore[operator]
-    narrow = [found.get_submodule(f"layers.{i}.down").input_scale < widest.get_submodule(f"layers.{i}.down").input_scale for i in (0, 1)]  # type: ignore[operator]
+    narrow = [
+        found.get_submodule(f"layers.{i}.down").input_scale < widest.get_submodule(f"layers.{i}.down").input_scale
+        for i in (0, 1)
+    ]  # type: ignore[operator]
     assert any(narrow)
     done = llama(tokens(), format="int8", algorithm="max", calibration="percentile", percentile=99.0)
     assert done.changed == "8 of 9 linear layers to int8 (max, percentile 99)"

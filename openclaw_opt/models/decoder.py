@@ -172,9 +172,7 @@ class Decoder(nn.Module):
             presents += [k, v]
         return self.logits(x), presents
 
-    def entered(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
-    ) -> tuple[Tensor, list[Context]]:
+    def entered(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, list[Context]]:
         """The hidden states [batch, new, hidden] before the first layer, and what each layer needs besides them."""
         x = self.embed(input_ids)
         if self.spec.embed_scale != 1.0:
@@ -188,9 +186,7 @@ class Decoder(nn.Module):
         ropes = {key: rotation(rope, position_ids) for key, rope in self.spec.ropes.items()}
         windows = {sizes.window for sizes in self.spec.layers}
         masks = {window: visible(attention_mask, position_ids.shape[1], window) for window in windows}
-        return [
-            (None if sizes.rope is None else ropes[sizes.rope], masks[sizes.window]) for sizes in self.spec.layers
-        ]
+        return [(None if sizes.rope is None else ropes[sizes.rope], masks[sizes.window]) for sizes in self.spec.layers]
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 [..., vocab] from the last layer's hidden states."""

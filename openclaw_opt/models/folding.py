@@ -122,14 +122,14 @@ def _outputs(decoder: Decoder, probe: Batch) -> list[tuple[str, Tensor]]:
 @contextmanager
 def inputs_unquantized(module: nn.Module) -> Iterator[None]:
     """While open, quantized layers take their inputs as they are; weights stay quantized."""
-    kept = [(layer, layer.input_scale) for layer in module.modules() if isinstance(layer, QuantLayer)]
+    kept = [(layer, layer.takes_float) for layer in module.modules() if isinstance(layer, QuantLayer)]
     try:
         for layer, _ in kept:
-            layer.input_scale = None
+            layer.takes_float = True
         yield
     finally:
-        for layer, scale in kept:
-            layer.input_scale = scale
+        for layer, before in kept:
+            layer.takes_float = before
 
 
 def _compare(before: list[tuple[str, Tensor]], after: list[tuple[str, Tensor]]) -> None:

@@ -35,7 +35,10 @@ def each_gram(
     for i, chunk in enumerate(chunks):
         with gathered(module, chunk) as grams:
             run_batches(
-                module, calibration, lambda part, text, i=i: progress((i + part) / len(chunks), text), "inputs of each layer"
+                module,
+                calibration,
+                lambda part, text, i=i: progress((i + part) / len(chunks), text),
+                "inputs of each layer",
             )
         for name in chunk:
             change(name, grams.pop(name))

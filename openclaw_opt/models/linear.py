@@ -10,7 +10,7 @@ Layout, torch orientation, N outputs and K inputs (buffers of the module, stored
     nvfp4   uint8 [N, K / 2], packed     float8_e4m3fn [N, K / block]  float32 []
 
     weight_zero  uint8 [N, K / block], the code that stands for 0; of uint4 alone.
-    input_scale  float32 [], absent for weight-only. int8, fp8: the step. nvfp4: the global scale, absmax / (6 * 448).
+    input_scale  float32 [], absent for weight-only, and where each token has a scale of its own, found when it runs. int8, fp8: the step. nvfp4: the global scale, absmax / (6 * 448).
     pre_scale    float32 [K], what the input is multiplied with before anything else (SmoothQuant, AWQ); may be absent.
     bias         float32 [N]; may be absent.
     weight       empty, not stored; its dtype is that of activations. Hugging Face models ask a layer's weight for it.
@@ -29,11 +29,13 @@ from torch import Tensor, nn
 
 from openclaw_opt.models.spec import LayerQuant, WeightKind
 from openclaw_opt.numerics.microscaling import ELEMENT_TOP, SCALE_BOTTOM, SCALE_TOP, e2m1_codes, e2m1_values
-from openclaw_opt.numerics.quantization import blocked, pack_int4, pack_nibbles, unpack_int4, unpack_nibbles
+from openclaw_opt.numerics.quantization import TOP, blocked, pack_int4, pack_nibbles, unpack_int4, unpack_nibbles
 
 WEIGHT_TYPES = {
     "int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8, "uint4": torch.uint8, "nvfp4": torch.uint8
 }  # fmt: skip
+SMALLEST_STEP = 1e-30
+"""Of a token's scale: nothing divides by zero."""
 PACKED = ("int4", "uint4", "nvfp4")
 """Kinds with two codes a byte."""
 
@@ -55,6 +57,7 @@ class QuantParts:
     pre_scale: Tensor | None = None
     bias: Tensor | None = None
     weight_zero: Tensor | None = None
+    dynamic: bool = False
 
     @property
     def quant(self) -> LayerQuant:
@@ -64,6 +67,7 @@ class QuantParts:
             block=self.block,
             per_channel=self.weight_scale.ndim > 0,
             input_scale=self.input_scale is not None,
+            dynamic=self.dynamic,
             pre_scale=self.pre_scale is not None,
         )
 
@@ -89,6 +93,7 @@ class QuantParts:
             torch.empty(columns, device=meta) if quant.pre_scale else None,
             torch.empty(rows, device=meta) if bias else None,
             torch.empty(scales, dtype=torch.uint8, device=meta) if quant.kind == "uint4" else None,
+            quant.dynamic,
         )
 
 
@@ -107,6 +112,8 @@ class QuantLayer(nn.Module):
     def __init__(self, parts: QuantParts) -> None:
         super().__init__()
         self.quant = parts.quant
+        self.takes_float = False
+        """Inputs are left as they are; to compare what else a layer does."""
         for name, value in _buffers(parts).items():
             self.register_buffer(name, value)
         self.register_buffer("weight", torch.empty(0, device="cpu"), persistent=False)
@@ -156,6 +163,10 @@ class QuantLayer(nn.Module):
         """The input as the low-bit multiplication sees it: scaled, rounded and scaled back."""
         if self.pre_scale is not None:
             x = x * self.pre_scale.to(x.dtype)
+        if self.takes_float:
+            return x
+        if self.quant.dynamic:
+            return _by_token(x)
         if self.input_scale is None:
             return x
         if self.quant.kind == "nvfp4":
@@ -218,6 +229,13 @@ class QuantConv2d(QuantLayer):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         weight = self.weight_values(x.dtype)
         return F.conv2d(self.quantized_input(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """int8 with the largest value of each vector as its range; a vector of zeros stays one."""
+    wide = x.float()
+    step = (wide.abs().amax(-1, keepdim=True) / TOP["int8"]).clamp_min(SMALLEST_STEP)
+    return ((wide / step).round() * step).to(x.dtype)
 
 
 def _round_int8(x: Tensor) -> Tensor:

@@ -54,10 +54,13 @@ class Row:
     kind: WeightKind
     weight: Mapping[str, Any]
     input: Mapping[str, Any] | None = None
+    dynamic: bool = False
+    """Ranges of activations are found for each token when it runs."""
 
 
 ROWS: dict[str, Row] = {
     "int8": Row("int8", {**INT8, "axis": 0}, INT8),
+    "int8_per_token": Row("int8", {**INT8, "axis": 0}, {**INT8, "type": "dynamic", "block_sizes": {-1: None}}, dynamic=True),
     "int8_weight_only": Row("int8", {**INT8, "axis": 0}),
     "int4": Row("int4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
     "uint4": Row("uint4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
@@ -97,7 +100,12 @@ class Scheme:
     @property
     def needs_data(self) -> bool:
         """Does modelopt's own part of it run the model?"""
-        return self.row.input is not None or self.algorithm in ("smoothquant", *SCALES_INPUTS)
+        return self.has_ranges or self.algorithm in ("smoothquant", *SCALES_INPUTS)
+
+    @property
+    def has_ranges(self) -> bool:
+        """Are ranges of activations fixed by calibration?"""
+        return self.row.input is not None and not self.row.dynamic
 
     @property
     def compensates(self) -> bool:
@@ -111,7 +119,7 @@ class Scheme:
     @property
     def searches_ranges(self) -> bool:
         """Are the ranges of activations found from histograms?"""
-        return self.ranges != "max" and self.row.input is not None
+        return self.ranges != "max" and self.has_ranges
 
     @property
     def clips_weights(self) -> bool:
@@ -138,7 +146,7 @@ def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
 
 def _filled(row: Mapping[str, Any], block: int | None) -> dict[str, Any]:
     made = copy.deepcopy(dict(row))
-    if "block_sizes" in made:
+    if "block_sizes" in made and block is not None:
         made["block_sizes"][-1] = block
     return made
 
@@ -271,6 +279,7 @@ def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts
         _pre_scale(layer),
         None if layer.bias is None else layer.bias.detach().clone(),
         zero,
+        scheme.row.dynamic,
     )
 
 
@@ -293,12 +302,22 @@ def plain_parts(layer: Any, scheme: Scheme, largest: float) -> QuantParts:
         amax = channel_amax(weight) if kind == "int8" else weight.abs().amax()
         codes, scale = quantize(weight, amax, kind), scale_of(amax.flatten() if amax.ndim else amax, kind)
     step = None
-    if scheme.row.input is not None:
+    if scheme.has_ranges:
         top = torch.tensor(largest)
         step = global_scale_of(top) if kind == "nvfp4" else scale_of(top, kind)
     bias = None if layer.bias is None else layer.bias.detach().clone()
     return QuantParts(
-        scheme.format, kind, codes, scale, shared, block if kind in BLOCKED else None, step, None, bias, zero
+        scheme.format,
+        kind,
+        codes,
+        scale,
+        shared,
+        block if kind in BLOCKED else None,
+        step,
+        None,
+        bias,
+        zero,
+        scheme.row.dynamic,
     )
 
 
@@ -311,7 +330,7 @@ def _on_grid(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]
 
 
 def _input_scale(layer: Any, scheme: Scheme) -> Tensor | None:
-    if scheme.row.input is None:
+    if not scheme.has_ranges:
         return None
     amax: Tensor = layer.input_quantizer.amax.float().reshape(())
     return global_scale_of(amax) if scheme.row.kind == "nvfp4" else scale_of(amax, scheme.row.kind)
@@ -325,7 +344,7 @@ def _pre_scale(layer: Any) -> Tensor | None:
 def dead_note(layer: Any, scheme: Scheme) -> str:
     """What of a calibrated layer is always zero; empty if nothing is."""
     said = []
-    if scheme.row.input is not None and float(layer.input_quantizer.amax.max()) <= DEAD:
+    if scheme.has_ranges and float(layer.input_quantizer.amax.max()) <= DEAD:
         said.append("its input is zero on all calibration data: scale 1")
     zero = int((channel_amax(layer.weight) <= DEAD).sum())
     if zero:

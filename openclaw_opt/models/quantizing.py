@@ -56,9 +56,7 @@ class Job:
 
     @property
     def scheme(self) -> Scheme:
-        return Scheme(
-            self.format, self.algorithm, self.alpha, self.block, self.ranges, self.damping, self.act_order
-        )
+        return Scheme(self.format, self.algorithm, self.alpha, self.block, self.ranges, self.damping, self.act_order)
 
     @property
     def is_plain(self) -> bool:
@@ -123,7 +121,9 @@ def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progre
         assert calibration is not None
         _set_ranges(reference, theirs, names, job, calibration, _part(progress, 0.75, 0.8))
     layers = {name: layer_of(theirs.get_submodule(name), job.scheme, grids.get(name)) for name in names}
-    plain = {} if job.is_plain else {name: _plain(reference.get_submodule(name), job, reach.get(name)) for name in names}
+    plain = (
+        {} if job.is_plain else {name: _plain(reference.get_submodule(name), job, reach.get(name)) for name in names}
+    )
     errors = measure(reference, theirs, Compared(layers, plain), calibration, _part(progress, 0.8, 0.95))
     rows = [_row(name, reference, theirs, Compared(layers, plain), job, errors, said) for name in names]
     progress(0.95, "folding input factors")

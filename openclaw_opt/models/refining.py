@@ -62,7 +62,9 @@ def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor) -> Grid:
         try:
             values = gptq(weight, gram, grid, damping=scheme.damping, act_order=scheme.act_order).values
         except NotPositive as error:
-            raise RecipeError(f"gptq: {error}", where=name, fix="more calibration samples, or algorithm: awq") from error
+            raise RecipeError(
+                f"gptq: {error}", where=name, fix="more calibration samples, or algorithm: awq"
+            ) from error
     return _put(layer, grid, values)
 
 

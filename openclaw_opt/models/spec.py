@@ -116,6 +116,8 @@ class LayerQuant(Facts):
     """One scale per output channel; for kinds without blocks."""
     input_scale: bool = False
     """Activations are quantized too."""
+    dynamic: bool = False
+    """Activations are quantized with a scale a token, found when it runs."""
     pre_scale: bool = False
     """The input is multiplied with a vector first (SmoothQuant, AWQ)."""
 

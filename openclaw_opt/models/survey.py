@@ -89,4 +89,3 @@ def ranges(
     with watched(module, list(histograms), seen):
         run_batches(module, calibration, progress, f"{choice[0]} of each layer's inputs")
     return {name: range_of(histogram, *choice) for name, histogram in histograms.items()}
-

@@ -24,6 +24,7 @@ Sizes = Mapping[str, int]
 
 ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "int8": ("smoothquant", "max"),
+    "int8_per_token": ("max",),
     "int8_weight_only": ("max", "gptq"),
     "int4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
     "uint4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
@@ -35,6 +36,7 @@ PLAIN: tuple[Algorithm, ...] = ("max", "rtn")
 """What `auto` takes for encoders and vision models, where input factors cannot move into a norm."""
 RANGES: dict[str, tuple[Ranges, ...]] = {
     "int8": ("max", "percentile", "mse", "entropy"),
+    "int8_per_token": ("max",),
     "int8_weight_only": ("max", "mse"),
     "int4": ("max", "mse"),
     "uint4": ("max", "mse"),
@@ -65,10 +67,10 @@ class Quantize(Pass):
     tools: ClassVar[tuple[str, ...]] = ("torch", "nvidia-modelopt")
     reads: ClassVar[tuple[str, ...]] = ("calibration",)
 
-    format: Literal["int8", "int8_weight_only", "int4", "uint4", "fp8", "nvfp4"]
+    format: Literal["int8", "int8_per_token", "int8_weight_only", "int4", "uint4", "fp8", "nvfp4"]
     """Number format; a row of `openclaw-opt list formats`."""
     algorithm: Literal["auto", "max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"] = "auto"
-    """How weights are rounded. int8: smoothquant, max; int8_weight_only: max, gptq; fp8, nvfp4: max;
+    """How weights are rounded. int8: smoothquant, max; int8_weight_only: max, gptq; int8_per_token, fp8, nvfp4: max;
     int4, uint4: gptq (ranges clipped, errors made up for by later columns), awq_gptq (after awq's factors), awq_full (factors and
     clipped ranges), awq (factors), rtn.
 
