@@ -74,6 +74,22 @@ _ROWS = (
     Format("nvfp4", "NVFP4 weights and activations", "FLOAT4E2M1", "FLOAT4E2M1", 4, 8, 16, (10, 0), ("tensorrt",), NVFP4_NOTE),
 )  # fmt: skip
 
+UNREALISED: dict[str, tuple[str, str]] = {
+    "w4a8": (
+        "neither backend takes INT4 weights with INT8 activations as a format; ONNX Runtime's INT4 kernel rounds the activations of "
+        "each block to int8 at fuse's accuracy_level 4",
+        "format: int4",
+    ),
+    "mxfp8": ("TensorRT takes it, expands the weights and multiplies in half precision; ONNX Runtime does not take it", "format: fp8"),
+    "nvfp4_weight_only": ("TensorRT takes it, expands the weights and multiplies in half precision", "format: nvfp4, or int4"),
+    "svdquant": ("its low-rank half is a matrix of its own beside the low-bit one, and neither backend has a kernel for both", "format: nvfp4"),
+}  # fmt: skip
+"""Formats people ask for that no runtime realises: why, and what is nearest. docs/log.md says what was tried."""
+KV_CACHE = (
+    "a quantized key/value cache is not written by this version: TensorRT refuses FP8 caches, and ONNX Runtime's int8 cache "
+    "needs an attention kernel with scales that the lowering does not make yet"
+)
+
 FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}
 
 

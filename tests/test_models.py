@@ -32,8 +32,8 @@ from openclaw_opt.models.reference import open_reference
 from openclaw_opt.models.rope import rotation, tables
 from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts, RopeSpec, read_facts
 from openclaw_opt.models.store import open_model, save_model
-from openclaw_opt.numerics.microscaling import global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.grid import grid_of
+from openclaw_opt.numerics.microscaling import global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.quantization import block_amax, channel_amax, quantize, quantize_blocks, scale_of
 from tests.tiny import CONFIGS, open_tiny, write_checkpoint
 
@@ -140,7 +140,11 @@ def test_a_quantized_model_is_stored_reopened_and_exported_exactly(format: str, 
         assert parity.relative < (0.1 if activations else CLOSE), parity.cases
     proto = onnx.load(str(graph.onnx), load_external_data=False)
     kinds = {value.name: value.data_type for value in proto.graph.initializer}
-    word = {"int": "INT8", "fp8": "FLOAT8E4M3FN", "nvf": "FLOAT4E2M1"}[format[:3]] if "int4" not in format else format.upper()
+    word = (
+        {"int": "INT8", "fp8": "FLOAT8E4M3FN", "nvf": "FLOAT4E2M1"}[format[:3]]
+        if "int4" not in format
+        else format.upper()
+    )
     word = "UINT8" if format == "int8_per_token" else word
     assert kinds["layers.0.qkv.weight_q"] == onnx.TensorProto.DataType.Value(word)
     assert "layers.0.qkv.weight" not in kinds
@@ -202,7 +206,15 @@ def test_a_layer_stays_near_the_float_one(format: str) -> None:
     weight, x = torch.randn(32, 128, generator=random), torch.randn(16, 128, generator=random).clamp(-3, 3)
     wanted = x @ weight.T
     error = float((QuantLinear(parts_of(weight, format))(x) - wanted).norm() / wanted.norm())
-    limit = {"int8": 0.02, "int8_per_token": 0.02, "int8_weight_only": 0.01, "int4": 0.12, "uint4": 0.12, "fp8": 0.05, "fp8-tensor": 0.05}.get(format, 0.2)
+    limit = {
+        "int8": 0.02,
+        "int8_per_token": 0.02,
+        "int8_weight_only": 0.01,
+        "int4": 0.12,
+        "uint4": 0.12,
+        "fp8": 0.05,
+        "fp8-tensor": 0.05,
+    }.get(format, 0.2)
     assert 0 < error < limit
 
 

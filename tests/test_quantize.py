@@ -87,7 +87,9 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
     assert facts.notes[-1] == done.changed
     rows = [LayerRecord.model_validate(row) for row in json.loads(json.dumps(done.details["layers"]))]
     assert [row.name for row in rows] == names
-    least = {"int8": 40, "int8_weight_only": 40, "int8_per_token": 40, "fp8": 28, "int4": 17, "uint4": 17, "nvfp4": 17}[fmt]
+    least = {"int8": 40, "int8_weight_only": 40, "int8_per_token": 40, "fp8": 28, "int4": 17, "uint4": 17, "nvfp4": 17}[
+        fmt
+    ]
     moved = 5 if algorithm.endswith("gptq") else 0  # the weight is moved so that the output is right
     assert all(row.weight_sqnr_db is not None and row.weight_sqnr_db > least - moved for row in rows)
     for row in rows:
@@ -103,7 +105,17 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
     assert sum(isinstance(layer, QuantLinear) for layer in module.modules()) == 8
     drift = (logits(done.artifact) - logits(llama.model)).norm() / logits(llama.model).norm()
     assert (
-        0 < drift < {"int8": 0.12, "int8_weight_only": 0.06, "int8_per_token": 0.12, "fp8": 0.3, "int4": 0.7, "uint4": 0.7, "nvfp4": 0.9}[fmt]
+        0
+        < drift
+        < {
+            "int8": 0.12,
+            "int8_weight_only": 0.06,
+            "int8_per_token": 0.12,
+            "fp8": 0.3,
+            "int4": 0.7,
+            "uint4": 0.7,
+            "nvfp4": 0.9,
+        }[fmt]
     )
 
 

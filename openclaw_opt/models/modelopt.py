@@ -60,7 +60,9 @@ class Row:
 
 ROWS: dict[str, Row] = {
     "int8": Row("int8", {**INT8, "axis": 0}, INT8),
-    "int8_per_token": Row("int8", {**INT8, "axis": 0}, {**INT8, "type": "dynamic", "block_sizes": {-1: None}}, dynamic=True),
+    "int8_per_token": Row(
+        "int8", {**INT8, "axis": 0}, {**INT8, "type": "dynamic", "block_sizes": {-1: None}}, dynamic=True
+    ),
     "int8_weight_only": Row("int8", {**INT8, "axis": 0}),
     "int4": Row("int4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
     "uint4": Row("uint4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
@@ -92,6 +94,8 @@ class Scheme:
     ranges: Ranges = "max"
     damping: float = 0.01
     act_order: bool = True
+    per_channel: bool = False
+    """fp8: a scale for each output channel of a weight in place of one for the whole."""
 
     @property
     def row(self) -> Row:
@@ -131,7 +135,7 @@ def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
     """modelopt's configuration: an ordered list in which later entries win; everything but `names` is off."""
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
     for name in names:
-        entries.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": _filled(scheme.row.weight, scheme.block)})
+        entries.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": _weight_settings(scheme)})
         if scheme.row.input is not None:
             entries.append(
                 {"quantizer_name": f"{name}.input_quantizer", "cfg": _filled(scheme.row.input, scheme.block)}
@@ -142,6 +146,11 @@ def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
     elif scheme.algorithm in SCALES_INPUTS:
         algorithm = {"method": "awq_lite", "alpha_step": 0.1}
     return {"quant_cfg": entries, "algorithm": algorithm}
+
+
+def _weight_settings(scheme: Scheme) -> dict[str, Any]:
+    settings = _filled(scheme.row.weight, scheme.block)
+    return {**settings, "axis": 0} if scheme.per_channel else settings
 
 
 def _filled(row: Mapping[str, Any], block: int | None) -> dict[str, Any]:
@@ -266,7 +275,8 @@ def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts
         made = quantize_nvfp4(weight, amax, block)
         codes, scale, shared = made.packed, made.scale, made.global_scale
     else:
-        amax = channel_amax(weight) if kind == "int8" else amax.float().reshape(())
+        amax = channel_amax(weight) if kind == "int8" else amax.float()
+        amax = amax if amax.numel() > 1 else amax.reshape(())
         codes, scale = quantize(weight, amax, kind), scale_of(amax.flatten() if amax.ndim else amax, kind)
     return QuantParts(
         scheme.format,
@@ -299,7 +309,7 @@ def plain_parts(layer: Any, scheme: Scheme, largest: float) -> QuantParts:
         made = quantize_nvfp4(weight, None, block)
         codes, scale, shared = made.packed, made.scale, made.global_scale
     else:
-        amax = channel_amax(weight) if kind == "int8" else weight.abs().amax()
+        amax = channel_amax(weight) if kind == "int8" or scheme.per_channel else weight.abs().amax()
         codes, scale = quantize(weight, amax, kind), scale_of(amax.flatten() if amax.ndim else amax, kind)
     step = None
     if scheme.has_ranges:

@@ -53,10 +53,20 @@ class Job:
     percentile: float | None = None
     damping: float = 0.01
     act_order: bool = True
+    per_channel: bool = False
 
     @property
     def scheme(self) -> Scheme:
-        return Scheme(self.format, self.algorithm, self.alpha, self.block, self.ranges, self.damping, self.act_order)
+        return Scheme(
+            self.format,
+            self.algorithm,
+            self.alpha,
+            self.block,
+            self.ranges,
+            self.damping,
+            self.act_order,
+            self.per_channel,
+        )
 
     @property
     def is_plain(self) -> bool:
@@ -65,7 +75,8 @@ class Job:
 
     @property
     def title(self) -> str:
-        more = f", alpha {self.alpha:g}" if self.alpha is not None else ""
+        more = ", per channel" if self.per_channel else ""
+        more += f", alpha {self.alpha:g}" if self.alpha is not None else ""
         more += f", blocks of {self.block}" if self.block is not None else ""
         if self.ranges != "max":
             more += f", {self.ranges} ranges" if self.percentile is None else f", percentile {self.percentile:g}"

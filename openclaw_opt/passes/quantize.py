@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from openclaw_opt.artifacts import Model
 from openclaw_opt.errors import RecipeError, nearest
-from openclaw_opt.formats import FORMATS, Format
+from openclaw_opt.formats import FORMATS, KV_CACHE, UNREALISED, Format
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
 from openclaw_opt.targets import Target, formats_of
 
@@ -88,12 +88,31 @@ class Quantize(Pass):
     """SmoothQuant: how much of the activations' range moves into the weights, 0 to 1. Default 0.5."""
     block: Annotated[int, Field(gt=0)] | None = None
     """int4, uint4, nvfp4: inputs that share a weight scale; must divide the inputs of every layer. Default: the format's."""
+    per_channel: bool | None = None
+    """fp8: a scale for each output channel of a weight; default one for the whole weight. Integers always have one a channel."""
     keep: tuple[str, ...] | None = None
     """Layers that stay float, as patterns of module names (`head`, `layers.0.*`).
 
     Default: `head` for decoders, the classifier for vision models, nothing for encoders."""
+    kv_cache: Literal["float"] = "float"
+    """Type of the key/value cache: `float`, that of the graph. Low-bit caches are refused with the reason."""
     batch_size: Annotated[int, Field(gt=0)] = 4
     """Calibration sequences that run at once; memory grows with it."""
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _refuse_what_nothing_realises(cls, word: Any) -> Any:
+        if isinstance(word, str) and word in UNREALISED:
+            why, near = UNREALISED[word]
+            raise RecipeError(f"format: {word} is not realised: {why}", fix=near)
+        return word
+
+    @field_validator("kv_cache", mode="before")
+    @classmethod
+    def _refuse_low_bit_caches(cls, word: Any) -> Any:
+        if word != "float":
+            raise RecipeError(f"kv_cache: {KV_CACHE}", fix="kv_cache: float")
+        return word
 
     @property
     def row(self) -> Format:
@@ -155,6 +174,8 @@ class Quantize(Pass):
                     found.append(Complaint(f"{option} has no effect with {algorithm}", option, "leave it out"))
         if self.alpha is not None and algorithm != "smoothquant":
             found.append(Complaint(f"alpha has no effect with {algorithm}", "alpha", "leave it out"))
+        if self.per_channel is not None and self.format != "fp8":
+            found.append(Complaint(f"per_channel has no effect with {self.format}", "per_channel", "leave it out"))
         if self.block is not None and self.row.block is None:
             found.append(Complaint(f"block has no effect with {self.format}", "block", "leave it out"))
         elif self.format == "nvfp4" and self.block_size() != NVFP4_BLOCK:
@@ -250,6 +271,7 @@ class Quantize(Pass):
             percentile=(self.percentile or DEFAULT_PERCENTILE) if self.calibration == "percentile" else None,
             damping=DEFAULT_DAMPING if self.damping is None else self.damping,
             act_order=self.act_order is not False,
+            per_channel=bool(self.per_channel),
         )
         batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
         made = quantize_model(Input(source, facts, batches), work.folder, job, self.chosen, work.progress)
