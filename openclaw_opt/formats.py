@@ -63,10 +63,11 @@ class Format:
 ONNX_SPEC = "https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"
 FP8_PAPER = "https://arxiv.org/abs/2209.05433"
 NVFP4_NOTE = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html"
+NO_TOKEN = "it has no int8 kernel with scales found at run time"
 
 _ROWS = (
     Format("int8", "INT8 weights and activations", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
-    Format("int8_per_token", "INT8 weights, INT8 activations with a scale a token", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime",), ONNX_SPEC, "it has no int8 kernel with scales found at run time", dynamic=True),
+    Format("int8_per_token", "INT8 weights, activations by token", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime",), ONNX_SPEC, NO_TOKEN, dynamic=True),
     Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
     Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt"), ONNX_SPEC),
     Format("uint4", "INT4 weights in blocks with zero points", "UINT4", "", 4, 20, 32, (8, 0), ("onnxruntime",), ONNX_SPEC, "it takes no zero point but 0"),

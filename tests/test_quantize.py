@@ -19,7 +19,7 @@ from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear
 from openclaw_opt.models.load import load_model
-from openclaw_opt.models.modelopt import Scheme
+from openclaw_opt.models.schemes import Scheme
 from openclaw_opt.models.spec import LayerSpec, read_facts
 from openclaw_opt.models.store import open_model
 from openclaw_opt.passes import Done, View, Work
@@ -482,6 +482,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str] | None]] 
     ({"format": "int8", "act_order": True}, {}, ("act_order has no effect with smoothquant", "act_order", "leave it out")),
     ({"format": "fp8", "calibration": "entropy"}, on("l4"), ("fp8 has no entropy calibration", "calibration", "legal: max, percentile, mse")),
     ({"format": "int4", "algorithm": "awq", "calibration": "mse"}, {}, ("awq finds its own ranges", "calibration", "leave it out")),
+    ({"format": "fp8", "per_channel": True}, on("l4"), None),
+    ({"format": "int8", "algorithm": "max", "per_channel": True}, {}, ("per_channel has no effect with int8", "per_channel", "leave it out")),
     ({"format": "int8", "percentile": 99.9}, {}, ("percentile has no effect without it", "percentile", "calibration: percentile")),
     ({"format": "int4"}, {"calibration": None}, ("int4 with gptq needs calibration data", "algorithm", "add `calibration` to `data`")),
     ({"format": "int8"}, {"calibration": None}, ("int8 with smoothquant needs calibration data", "algorithm", "add `calibration` to `data`")),
@@ -523,6 +525,41 @@ def test_run_refuses_what_check_could_not_see(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         runner(sentences(), format="int8", keep=("model.encoder.layer.0.*", "encoder.layer.1.*"))
     assert "quantize.keep: keep: 'encoder.layer.1.*' matches no layer" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "why", "fix"),
+    [
+        ({"format": "w4a8"}, "format: w4a8 is not realised: neither backend takes INT4 weights with", "format: int4"),
+        ({"format": "mxfp8"}, "format: mxfp8 is not realised: TensorRT takes it, expands the weights", "format: fp8"),
+        (
+            {"format": "nvfp4_weight_only"},
+            "format: nvfp4_weight_only is not realised: TensorRT takes it",
+            "format: nvfp4",
+        ),
+        ({"format": "svdquant"}, "format: svdquant is not realised: its low-rank half", "format: nvfp4"),
+        (
+            {"format": "int8", "kv_cache": "fp8"},
+            "kv_cache: a quantized key/value cache is not written",
+            "kv_cache: float",
+        ),
+    ],
+)
+def test_what_nothing_realises_is_refused_with_the_reason(options: dict[str, str], why: str, fix: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Quantize(**options)  # type: ignore[arg-type]
+    assert caught.value.what.startswith(why)
+    assert caught.value.fix.startswith(fix)
+
+
+def test_fp8_by_channel_is_proven_and_loses_less(llama: Runner) -> None:
+    whole, channel = (llama(tokens(), format="fp8", per_channel=choice) for choice in (False, True))
+    layer = open_model(channel.artifact).get_submodule("layers.0.qkv")
+    assert isinstance(layer, QuantLinear)
+    assert layer.weight_scale.shape == (128,)
+    assert channel.changed == "8 of 9 linear layers to fp8 (max, per channel)"
+    assert channel.details["largest_difference_from_modelopt"] < 1e-6
+    assert whole.details["layers"][0]["weight_sqnr_db"] != channel.details["layers"][0]["weight_sqnr_db"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

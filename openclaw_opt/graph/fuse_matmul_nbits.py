@@ -100,11 +100,11 @@ def pack(codes: NDArray[np.integer[Any]], bits: int, block: int, *, unsigned: bo
     k, n = codes.shape
     blocks = -(-k // block)
     zero = 0 if unsigned else 1 << (bits - 1)
-    unsigned = np.full((n, blocks * block), zero, np.uint8)
-    unsigned[:, :k] = (codes.T.astype(np.int16) + zero).astype(np.uint8)
+    made = np.full((n, blocks * block), zero, np.uint8)
+    made[:, :k] = (codes.T.astype(np.int16) + zero).astype(np.uint8)
     if bits == 4:
-        unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
-    return unsigned.reshape(n, blocks, block * bits // 8)
+        made = made[:, 0::2] | (made[:, 1::2] << 4)
+    return made.reshape(n, blocks, block * bits // 8)
 
 
 def _rewrite(model: ir.Model, match: Match, accuracy_level: int) -> None:
@@ -138,7 +138,7 @@ def _zeros(model: ir.Model, zero: ir.Value, columns: int, blocks: int) -> ir.Val
     def made() -> NDArray[np.uint8]:
         wide = np.zeros((columns, blocks + blocks % 2), np.uint8)
         wide[:, :blocks] = _array(zero).astype(np.uint8).T
-        return wide[:, 0::2] | (wide[:, 1::2] << 4)
+        return np.bitwise_or(wide[:, 0::2], np.left_shift(wide[:, 1::2], 4), dtype=np.uint8)
 
     return ir_tools.add_lazy(model, f"{zero.name}.nbits", made, ir.DataType.UINT8, (columns, -(-blocks // 2)))
 

@@ -34,14 +34,13 @@ def each_gram(
     chunks = list(_chunks(module, names))
     for i, chunk in enumerate(chunks):
         with gathered(module, chunk) as grams:
-            run_batches(
-                module,
-                calibration,
-                lambda part, text, i=i: progress((i + part) / len(chunks), text),
-                "inputs of each layer",
-            )
+            run_batches(module, calibration, _nth(progress, i, len(chunks)), "inputs of each layer")
         for name in chunk:
             change(name, grams.pop(name))
+
+
+def _nth(progress: Progress, i: int, count: int) -> Progress:
+    return lambda part, text: progress((i + part) / count, text)
 
 
 def _through_decoder(

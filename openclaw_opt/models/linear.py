@@ -10,7 +10,8 @@ Layout, torch orientation, N outputs and K inputs (buffers of the module, stored
     nvfp4   uint8 [N, K / 2], packed     float8_e4m3fn [N, K / block]  float32 []
 
     weight_zero  uint8 [N, K / block], the code that stands for 0; of uint4 alone.
-    input_scale  float32 [], absent for weight-only, and where each token has a scale of its own, found when it runs. int8, fp8: the step. nvfp4: the global scale, absmax / (6 * 448).
+    input_scale  float32 [], absent for weight-only, and where each token has a scale of its own, found when it runs.
+                 int8, fp8: the step. nvfp4: the global scale, absmax / (6 * 448).
     pre_scale    float32 [K], what the input is multiplied with before anything else (SmoothQuant, AWQ); may be absent.
     bias         float32 [N]; may be absent.
     weight       empty, not stored; its dtype is that of activations. Hugging Face models ask a layer's weight for it.

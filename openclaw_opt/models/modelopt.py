@@ -15,8 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.calibrate import Calibration, Progress, run_batches
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear, QuantParts
-from openclaw_opt.models.spec import WeightKind
-from openclaw_opt.numerics.grid import Grid, grid_of
+from openclaw_opt.models.plain import on_grid
+from openclaw_opt.models.schemes import BLOCKED, SCALES_INPUTS, SWEEPS, Scheme
+from openclaw_opt.numerics.grid import Grid
 from openclaw_opt.numerics.microscaling import fake_quantize_nvfp4, global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.quantization import (
     DEAD,
@@ -40,95 +40,6 @@ TOLERANCE = 1e-5
 OFF_GRID = 0.997
 PROBE_ROWS = 256
 STAND_IN = 1e-8
-INT8 = {"num_bits": 8}
-FP8 = {"num_bits": (4, 3)}
-
-
-Ranges = Literal["max", "percentile", "mse", "entropy"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """How modelopt's quantizers are set for one format. `block` is filled in where it is asked for."""
-
-    kind: WeightKind
-    weight: Mapping[str, Any]
-    input: Mapping[str, Any] | None = None
-    dynamic: bool = False
-    """Ranges of activations are found for each token when it runs."""
-
-
-ROWS: dict[str, Row] = {
-    "int8": Row("int8", {**INT8, "axis": 0}, INT8),
-    "int8_per_token": Row(
-        "int8", {**INT8, "axis": 0}, {**INT8, "type": "dynamic", "block_sizes": {-1: None}}, dynamic=True
-    ),
-    "int8_weight_only": Row("int8", {**INT8, "axis": 0}),
-    "int4": Row("int4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
-    "uint4": Row("uint4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
-    "fp8": Row("fp8", FP8, FP8),
-    "nvfp4": Row(
-        "nvfp4",
-        {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
-        {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
-    ),
-}
-BLOCKED = ("int4", "uint4", "nvfp4")
-Algorithm = Literal["max", "rtn", "smoothquant", "awq", "awq_full", "gptq", "awq_gptq"]
-SCALES_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "awq_gptq")
-"""Algorithms that begin with AWQ's search for input factors."""
-SWEEPS: dict[Algorithm, int] = {
-    "max": 1, "rtn": 1, "smoothquant": 1, "awq": 2, "awq_full": 2, "gptq": 1, "awq_gptq": 2
-}  # fmt: skip
-"""How often each algorithm runs the calibration data."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """What is asked of the layers: a row of formats.py, the algorithm, its parameters."""
-
-    format: str
-    algorithm: Algorithm
-    alpha: float | None = None
-    block: int | None = None
-    ranges: Ranges = "max"
-    damping: float = 0.01
-    act_order: bool = True
-    per_channel: bool = False
-    """fp8: a scale for each output channel of a weight in place of one for the whole."""
-
-    @property
-    def row(self) -> Row:
-        return ROWS[self.format]
-
-    @property
-    def needs_data(self) -> bool:
-        """Does modelopt's own part of it run the model?"""
-        return self.has_ranges or self.algorithm in ("smoothquant", *SCALES_INPUTS)
-
-    @property
-    def has_ranges(self) -> bool:
-        """Are ranges of activations fixed by calibration?"""
-        return self.row.input is not None and not self.row.dynamic
-
-    @property
-    def compensates(self) -> bool:
-        return self.algorithm in ("gptq", "awq_gptq")
-
-    @property
-    def uses_inputs(self) -> bool:
-        """Are weights rounded with what their inputs are?"""
-        return self.compensates or self.algorithm == "awq_full"
-
-    @property
-    def searches_ranges(self) -> bool:
-        """Are the ranges of activations found from histograms?"""
-        return self.ranges != "max" and self.has_ranges
-
-    @property
-    def clips_weights(self) -> bool:
-        """Are weight ranges searched for the least squared error of the weight?"""
-        return self.ranges == "mse" and self.row.input is None
 
 
 def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
@@ -266,7 +177,7 @@ def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts
     weight, kind, block = layer.weight.detach().float(), scheme.row.kind, scheme.block
     amax, shared, zero = layer.weight_quantizer.amax, None, None
     if grid is not None:
-        codes, scale, zero = _on_grid(weight, grid)
+        codes, scale, zero = on_grid(weight, grid)
     elif kind == "int4":
         assert block is not None
         codes, scale = quantize_blocks(weight, block)
@@ -291,52 +202,6 @@ def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts
         zero,
         scheme.row.dynamic,
     )
-
-
-def plain_parts(layer: Any, scheme: Scheme, largest: float) -> QuantParts:
-    """A float layer in the scheme's format with the largest values as ranges, rounded to nearest.
-
-    Args:
-        largest: absolute value among the layer's inputs.
-    """
-    weight, kind, block = layer.weight.detach().float(), scheme.row.kind, scheme.block
-    shared, zero = None, None
-    if kind in ("int4", "uint4"):
-        assert block is not None
-        codes, scale, zero = _on_grid(weight, grid_of(weight, kind, block))
-    elif kind == "nvfp4":
-        assert block is not None
-        made = quantize_nvfp4(weight, None, block)
-        codes, scale, shared = made.packed, made.scale, made.global_scale
-    else:
-        amax = channel_amax(weight) if kind == "int8" or scheme.per_channel else weight.abs().amax()
-        codes, scale = quantize(weight, amax, kind), scale_of(amax.flatten() if amax.ndim else amax, kind)
-    step = None
-    if scheme.has_ranges:
-        top = torch.tensor(largest)
-        step = global_scale_of(top) if kind == "nvfp4" else scale_of(top, kind)
-    bias = None if layer.bias is None else layer.bias.detach().clone()
-    return QuantParts(
-        scheme.format,
-        kind,
-        codes,
-        scale,
-        shared,
-        block if kind in BLOCKED else None,
-        step,
-        None,
-        bias,
-        zero,
-        scheme.row.dynamic,
-    )
-
-
-def _on_grid(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes, scales and zero points of a weight that lies on `grid`."""
-    codes = grid.codes(weight)
-    if grid.zero is not None:
-        return codes.to(torch.uint8), grid.scale, grid.zero.to(torch.uint8)
-    return codes.to(torch.int8), grid.scale.flatten() if grid.kind == "int8" else grid.scale, None
 
 
 def _input_scale(layer: Any, scheme: Scheme) -> Tensor | None:

@@ -18,17 +18,10 @@ from openclaw_opt.models.calibrate import Calibration, Progress, run_batches, wa
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.folding import fold
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear, replace_layer
-from openclaw_opt.models.modelopt import (
-    Algorithm,
-    Ranges,
-    Scheme,
-    calibrated,
-    dead_note,
-    layer_of,
-    plain_parts,
-    prove_equal,
-)
+from openclaw_opt.models.modelopt import calibrated, dead_note, layer_of, prove_equal
+from openclaw_opt.models.plain import plain_parts
 from openclaw_opt.models.refining import refined
+from openclaw_opt.models.schemes import Algorithm, Ranges, Scheme
 from openclaw_opt.models.spec import ModelFacts
 from openclaw_opt.models.store import open_model, save_model
 from openclaw_opt.models.survey import Reach, ranges, refuse_broken_weights, survey

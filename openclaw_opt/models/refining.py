@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.calibrate import Calibration, Progress
 from openclaw_opt.models.layerwise import each_gram
-from openclaw_opt.models.modelopt import Scheme
+from openclaw_opt.models.schemes import Scheme
 from openclaw_opt.numerics.clipping import block_grams, clipped_grid
 from openclaw_opt.numerics.gptq import NotPositive, gptq
 from openclaw_opt.numerics.grid import AFFINE, Grid, grid_of

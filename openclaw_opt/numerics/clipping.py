@@ -34,7 +34,7 @@ def clipped_grid(weight: Tensor, kind: str, block: int, grams: Tensor | None = N
     Raises:
         ValueError: `block` does not divide K.
     """
-    parts = [_search(rows, kind, block, grams) for rows in weight.float().split(ROWS)]
+    parts = [_search(rows, kind, block, grams) for rows in torch.split(weight.float(), ROWS)]
     zeros = [part.zero for part in parts if part.zero is not None]
     return Grid(kind, torch.cat([part.scale for part in parts]), torch.cat(zeros) if zeros else None)
 

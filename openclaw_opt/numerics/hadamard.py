@@ -34,4 +34,5 @@ def random_hadamard(size: int, seed: int) -> Tensor:
         orthogonal, upper = torch.linalg.qr(torch.randn(odd, odd, dtype=torch.float64, generator=random))
         matrix = torch.kron((orthogonal * upper.diagonal().sign()).contiguous(), matrix)
     signs = torch.randint(0, 2, (size,), generator=random).double() * 2 - 1
-    return matrix * signs
+    turned: Tensor = matrix * signs
+    return turned
