@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from openclaw_opt.artifacts import Model
+from openclaw_opt.checkpoint import open_checkpoint
 from openclaw_opt.data import Source, parse_source
 from openclaw_opt.errors import RecipeError, VerificationError
 from openclaw_opt.models import calibrate, folding, modelopt
@@ -29,6 +30,7 @@ from openclaw_opt.records import LayerRecord
 from openclaw_opt.targets import TARGETS
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
+ROOT = Path(__file__).parent.parent
 CPU = replace(TARGETS["l4"], name="host", title="a CPU", compute=(0, 0), backend="onnxruntime", peak={})
 TEXT = Source.model_construct(split="calibration", samples=16, length=64, seed=0)
 PAIRS = [(fmt, algorithm) for fmt, algorithms in ALGORITHMS.items() for algorithm in algorithms]
@@ -253,6 +255,39 @@ def test_bert(fmt: str, tmp_path: Path) -> None:
     with torch.no_grad():
         after, before = module(*batch)[1], open_model(runner.model)(*batch)[1]
     assert torch.cosine_similarity(after, before).min() > {"int8": 0.99}.get(fmt, 0.8)
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq_full"])
+def test_bert_rounded_with_its_inputs(algorithm: str, tmp_path: Path) -> None:
+    done = Runner(tmp_path, "bert")(sentences(), format="int4", algorithm=algorithm)
+    assert done.count == 12
+    rows = done.details["layers"]
+    assert all(row["output_sqnr_db"] > row["plain_output_sqnr_db"] for row in rows), rows
+
+
+def real(split: str) -> Source:
+    return parse_source({"source": "python-stdlib", "split": split, "samples": 8, "length": 128})
+
+
+def test_gptq_beats_rounding_on_the_demo_decoder(tmp_path: Path) -> None:
+    """Real weights, real text: on the layers' own data, and at the logits on text that nothing was calibrated on."""
+    checkpoint = open_checkpoint(str(ROOT / "examples" / "tiny-llama"))
+    model, _, _ = load_model(checkpoint, tmp_path / "model")
+    data, unseen = (real(split) for split in ("calibration", "evaluation"))
+    batches = calibrate.load_calibration(unseen, read_facts(model), model, tmp_path / "cache", 8).batches[0]
+    with torch.no_grad():
+        exact = open_model(model)(*batches)[0]
+    errors = {}
+    for algorithm in ("rtn", "awq_full", "gptq"):
+        work = Work(tmp_path / algorithm, checkpoint, CPU, "onnxruntime", data, tmp_path / "cache", progress=silent)
+        done = Quantize(format="int4", algorithm=algorithm).run(model, work)
+        with torch.no_grad():
+            errors[algorithm] = float((open_model(done.artifact)(*batches)[0] - exact).norm())
+        if algorithm != "rtn":
+            rows = done.details["layers"]
+            assert all(row["output_sqnr_db"] > row["plain_output_sqnr_db"] for row in rows), rows
+    assert errors["gptq"] < 0.75 * errors["rtn"], errors
+    assert errors["gptq"] < errors["awq_full"], errors
 
 
 def test_bert_with_input_factors(tmp_path: Path) -> None:
