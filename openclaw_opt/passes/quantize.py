@@ -59,7 +59,8 @@ NVFP4_BLOCK = 16
 class Quantize(Pass):
     """Store the weights of linear layers in few bits and, where the format says so, quantize their inputs too.
 
-    nvidia-modelopt calibrates. Every layer is proven equal to its fake-quantized one; embeddings and norms stay float.
+    nvidia-modelopt finds ranges and input factors; GPTQ, clip search, zero points and ranges from histograms are our own.
+    Every layer is proven equal to the fake-quantized one that was calibrated; embeddings and norms stay float.
     """
 
     kind: ClassVar[Kind] = "lossy"
