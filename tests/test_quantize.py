@@ -18,6 +18,7 @@ from openclaw_opt.models import calibrate, folding, modelopt
 from openclaw_opt.models.calibrate import Calibration, decoder_calibration
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.families import spec_from_config
+from openclaw_opt.models.layerwise import each_gram
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear
 from openclaw_opt.models.load import load_model
 from openclaw_opt.models.schemes import Scheme
@@ -255,6 +256,43 @@ def test_bert(fmt: str, tmp_path: Path) -> None:
     with torch.no_grad():
         after, before = module(*batch)[1], open_model(runner.model)(*batch)[1]
     assert torch.cosine_similarity(after, before).min() > {"int8": 0.99}.get(fmt, 0.8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bert"])
+def test_streamed_inputs_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
+    module, text = open_model(Runner(tmp_path, family).model), sentences() if family == "bert" else tokens()
+    names = [name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)]
+    names = [name for name in names if "pooler" not in name]
+    whole: dict[str, torch.Tensor] = {}
+
+    def add(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        rows = x.flatten(0, -2)
+        whole[name] = whole.get(name, 0) + rows.T @ rows
+
+    with calibrate.watched(module, names, add):
+        calibrate.run_batches(module, text, silent, "whole")
+    streamed: dict[str, torch.Tensor] = {}
+    each_gram(module, names, text, streamed.__setitem__, silent)
+    assert list(streamed) == list(whole)  # in the order of computation
+    for name, gram in whole.items():
+        assert torch.allclose(streamed[name], gram, rtol=1e-3, atol=1e-4 * float(gram.abs().max())), name
+
+
+def test_later_layers_see_what_earlier_ones_became(llama: Runner) -> None:
+    module, seen = open_model(llama.model), {}
+
+    def silence(name: str, gram: torch.Tensor) -> None:
+        seen[name] = float(gram.diagonal().sum())
+        if name == "layers.0.o":
+            module.get_submodule(name).weight.zero_()  # type: ignore[operator, union-attr]
+
+    names = ["layers.0.o", "layers.1.qkv", "layers.1.down"]
+    each_gram(module, names, tokens(), silence, silent)
+    untouched: dict[str, float] = {}
+    again = open_model(llama.model)
+    each_gram(again, names, tokens(), lambda name, gram: untouched.update({name: float(gram.diagonal().sum())}), silent)
+    assert seen["layers.0.o"] == pytest.approx(untouched["layers.0.o"])
+    assert seen["layers.1.down"] != pytest.approx(untouched["layers.1.down"], rel=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", ["gptq", "awq_full"])
