@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +45,8 @@ def rows() -> dict[str, str]:
     for ranges in ("max", "percentile", "mse", "entropy"):
         made[f"int8, {ranges}"] = quantize(f"format: int8, algorithm: max, calibration: {ranges}")
     made["int8, smoothquant"] = quantize("format: int8, algorithm: smoothquant")
+    made["int8, smoothquant, mse"] = quantize("format: int8, algorithm: smoothquant, calibration: mse")
+    made["int8, rotate + mse"] = quantize("format: int8, algorithm: max, calibration: mse", "rotate")
     made["int8, rotate + max"] = quantize("format: int8, algorithm: max", "rotate")
     made["int8_per_token, max"] = quantize("format: int8_per_token, algorithm: max")
     made["int8_weight_only, max"] = quantize("format: int8_weight_only, algorithm: max")
@@ -141,12 +142,12 @@ def main() -> None:
     print(f"""# Accuracy of every format and algorithm
 
 Made by `python examples/results/accuracy.py > docs/results/accuracy.md` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, on
-{first.machine.title}, {os.cpu_count()} of them shared with other work; {versions}.
+{first.machine.title}, shared with other work; {versions}.
 
 The demo decoder (`examples/tiny-llama`, {first.parameters / 1e6:.2f} M parameters), its head left in float. Each row is `{RECIPE}`
 up to the model, with other passes and {DATA[0].split("=")[1]} sequences of 256 tokens to calibrate on and as many to evaluate, in PyTorch.
 In brackets: 95 % intervals. Output SQNR is the mean over the layers, on calibration data; *plain* is the same layers with largest
-values for ranges and rounding to nearest, without rotation's effect taken out. Seconds are of a shared machine.
+values for ranges and rounding to nearest, behind the same rotation where there is one. Seconds are of the `quantize` pass.
 Definitions: [metrics.md](../metrics.md).
 
 {table(HEAD, [cells(name, report) for name, report in reports.items()])}""")
