@@ -24,11 +24,13 @@ class Format:
         weight: element type of the stored weight (an ONNX element type name).
         activation: element type activations are quantized to; empty for weight-only.
         block: default number of elements along the input axis that share a scale; None for one scale a channel or tensor.
-        scale_bits: bits of one weight scale.
+        scale_bits: bits of one weight scale and, where there is one, its zero point.
         weight_bits: bits of one weight.
         compute: least compute capability, (major, minor).
         backends: the runtimes that realise it.
         source: where the format is defined.
+        limits: why the runtimes that are not in `backends` do not realise it, where that is known.
+        dynamic: scales of activations are found for each token when it runs.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Format:
     compute: tuple[int, int]
     backends: tuple[str, ...]
     source: str
+    limits: str = ""
+    dynamic: bool = False
 
     @property
     def weight_only(self) -> bool:
@@ -59,14 +63,33 @@ class Format:
 ONNX_SPEC = "https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"
 FP8_PAPER = "https://arxiv.org/abs/2209.05433"
 NVFP4_NOTE = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html"
+NO_TOKEN = "it has no int8 kernel with scales found at run time"
 
 _ROWS = (
     Format("int8", "INT8 weights and activations", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
+    Format("int8_per_token", "INT8 weights, activations by token", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime",), ONNX_SPEC, NO_TOKEN, dynamic=True),
     Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
     Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt"), ONNX_SPEC),
+    Format("uint4", "INT4 weights in blocks with zero points", "UINT4", "", 4, 20, 32, (8, 0), ("onnxruntime",), ONNX_SPEC, "it takes no zero point but 0"),
     Format("fp8", "FP8 E4M3 weights and activations", "FLOAT8E4M3FN", "FLOAT8E4M3FN", 8, 32, None, (8, 9), ("tensorrt",), FP8_PAPER),
     Format("nvfp4", "NVFP4 weights and activations", "FLOAT4E2M1", "FLOAT4E2M1", 4, 8, 16, (10, 0), ("tensorrt",), NVFP4_NOTE),
 )  # fmt: skip
+
+UNREALISED: dict[str, tuple[str, str]] = {
+    "w4a8": (
+        "neither backend takes INT4 weights with INT8 activations as a format; ONNX Runtime's INT4 kernel rounds the activations of "
+        "each block to int8 at fuse's accuracy_level 4",
+        "format: int4",
+    ),
+    "mxfp8": ("TensorRT takes it, expands the weights and multiplies in half precision; ONNX Runtime does not take it", "format: fp8"),
+    "nvfp4_weight_only": ("TensorRT takes it, expands the weights and multiplies in half precision", "format: nvfp4, or int4"),
+    "svdquant": ("its low-rank half is a matrix of its own beside the low-bit one, and neither backend has a kernel for both", "format: nvfp4"),
+}  # fmt: skip
+"""Formats people ask for that no runtime realises: why, and what is nearest. docs/log.md says what was tried."""
+KV_CACHE = (
+    "a quantized key/value cache is not written by this version: TensorRT refuses FP8 caches, and ONNX Runtime's int8 cache "
+    "needs an attention kernel with scales that the lowering does not make yet"
+)
 
 FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}
 

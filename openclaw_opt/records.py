@@ -98,6 +98,10 @@ class LayerRecord(Facts):
     """Signal to quantization noise of the weight in dB, 10·log10(Σw²/Σ(w−ŵ)²); higher is better."""
     output_sqnr_db: float | None = None
     """The same for the layer's output on calibration data."""
+    plain_weight_sqnr_db: float | None = None
+    """The weight's with ranges from largest values and rounding to nearest (max, rtn): what the algorithm is to beat."""
+    plain_output_sqnr_db: float | None = None
+    """The output's with the same; both None where that is what was done."""
     note: str = ""
 
 

@@ -278,7 +278,7 @@ def test_rates_follow_from_the_compute_capability() -> None:
 
 def test_the_places_of_a_format_agree() -> None:
     """docs/design.md lists where a format stands besides its row."""
-    source = ast.parse((PACKAGE / "models" / "modelopt.py").read_text())
+    source = ast.parse((PACKAGE / "models" / "schemes.py").read_text())
     rows = next(
         n
         for n in source.body

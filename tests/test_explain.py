@@ -60,7 +60,7 @@ def recipe_file(write_recipe: Write) -> Path:
 def test_the_gentlest_changes_come_first_and_the_bad_layer_is_named(recipe_file: Path) -> None:
     found = proposals(missed(0.02, 0.01), load_recipe(recipe_file))
     named = settings(found)
-    assert named[0] == "passes.quantize.algorithm=awq"
+    assert named[0] == "passes.quantize.algorithm=gptq"
     assert "passes.quantize.block=16" in named
     assert "passes.quantize.keep=[head, layers.1.qkv]" in named
     assert named.index("passes.quantize.block=16") < named.index("passes.quantize.format=int8_weight_only")

@@ -32,12 +32,13 @@ from openclaw_opt.models.reference import open_reference
 from openclaw_opt.models.rope import rotation, tables
 from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts, RopeSpec, read_facts
 from openclaw_opt.models.store import open_model, save_model
+from openclaw_opt.numerics.grid import grid_of
 from openclaw_opt.numerics.microscaling import global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.quantization import block_amax, channel_amax, quantize, quantize_blocks, scale_of
 from tests.tiny import CONFIGS, open_tiny, write_checkpoint
 
 CLOSE = 1e-4
-FORMATS = ("int8", "int8_weight_only", "int4", "fp8", "fp8-tensor", "nvfp4", "nvfp4-weights")
+FORMATS = ("int8", "int8_per_token", "int8_weight_only", "int4", "uint4", "fp8", "fp8-tensor", "nvfp4", "nvfp4-weights")
 
 
 def parts_of(weight: Tensor, format: str, *, bias: Tensor | None = None, amax: float = 4.0) -> QuantParts:
@@ -47,6 +48,11 @@ def parts_of(weight: Tensor, format: str, *, bias: Tensor | None = None, amax: f
     if format == "int4":
         codes, scale = quantize_blocks(weight / pre, 32)
         return QuantParts(kind="int4", weight_q=codes, weight_scale=scale, block=32, pre_scale=pre, **common)
+    if format == "uint4":
+        grid = grid_of(weight, "uint4", 32)
+        assert grid.zero is not None
+        codes, zero = grid.codes(weight).to(torch.uint8), grid.zero.to(torch.uint8)
+        return QuantParts(kind="uint4", weight_q=codes, weight_scale=grid.scale, weight_zero=zero, block=32, **common)
     if format.startswith("nvfp4"):
         made = quantize_nvfp4(weight)
         step = global_scale_of(largest) if format == "nvfp4" else None
@@ -66,7 +72,8 @@ def parts_of(weight: Tensor, format: str, *, bias: Tensor | None = None, amax: f
         kind=kind,  # type: ignore[arg-type]
         weight_q=quantize(weight, amaxes, kind),
         weight_scale=scale_of(amaxes, kind).squeeze(),
-        input_scale=None if format == "int8_weight_only" else scale_of(largest, kind),
+        dynamic=format == "int8_per_token",
+        input_scale=None if format in ("int8_weight_only", "int8_per_token") else scale_of(largest, kind),
         pre_scale=pre if format == "int8" else None,
         **common,
     )
@@ -129,11 +136,16 @@ def test_a_quantized_model_is_stored_reopened_and_exported_exactly(format: str, 
     else:
         parity = check_parity(model, graph)
         assert parity.typical < CLOSE, parity.cases
-        activations = format in ("int8", "fp8", "fp8-tensor")
+        activations = format in ("int8", "int8_per_token", "fp8", "fp8-tensor")
         assert parity.relative < (0.1 if activations else CLOSE), parity.cases
     proto = onnx.load(str(graph.onnx), load_external_data=False)
     kinds = {value.name: value.data_type for value in proto.graph.initializer}
-    word = {"int": "INT8", "fp8": "FLOAT8E4M3FN", "nvf": "FLOAT4E2M1"}[format[:3]] if format != "int4" else "INT4"
+    word = (
+        {"int": "INT8", "fp8": "FLOAT8E4M3FN", "nvf": "FLOAT4E2M1"}[format[:3]]
+        if "int4" not in format
+        else format.upper()
+    )
+    word = "UINT8" if format == "int8_per_token" else word
     assert kinds["layers.0.qkv.weight_q"] == onnx.TensorProto.DataType.Value(word)
     assert "layers.0.qkv.weight" not in kinds
     assert [row.name for row in graph.facts.quantized] == list(read_facts(model).quant)
@@ -152,7 +164,7 @@ def graph_of(layer: QuantLinear, dtype: torch.dtype = torch.float32) -> onnx.Mod
     return proto
 
 
-@pytest.mark.parametrize("format", ["int8", "int8_weight_only", "int4", "fp8", "fp8-tensor"])
+@pytest.mark.parametrize("format", ["int8", "int8_per_token", "int8_weight_only", "int4", "uint4", "fp8", "fp8-tensor"])
 def test_a_layer_in_half_precision_equals_onnx_runtime(format: str) -> None:
     random = torch.Generator().manual_seed(0)
     layer = QuantLinear(parts_of(torch.randn(24, 64, generator=random), format, bias=torch.randn(24, generator=random)))
@@ -194,7 +206,15 @@ def test_a_layer_stays_near_the_float_one(format: str) -> None:
     weight, x = torch.randn(32, 128, generator=random), torch.randn(16, 128, generator=random).clamp(-3, 3)
     wanted = x @ weight.T
     error = float((QuantLinear(parts_of(weight, format))(x) - wanted).norm() / wanted.norm())
-    limit = {"int8": 0.02, "int8_weight_only": 0.01, "int4": 0.12, "fp8": 0.05, "fp8-tensor": 0.05}.get(format, 0.2)
+    limit = {
+        "int8": 0.02,
+        "int8_per_token": 0.02,
+        "int8_weight_only": 0.01,
+        "int4": 0.12,
+        "uint4": 0.12,
+        "fp8": 0.05,
+        "fp8-tensor": 0.05,
+    }.get(format, 0.2)
     assert 0 < error < limit
 
 

@@ -39,6 +39,7 @@ from openclaw_opt.models.linear import QuantConv2d, QuantLinear, QuantParts, rep
 from openclaw_opt.models.load import load_model
 from openclaw_opt.models.spec import read_facts
 from openclaw_opt.models.store import open_model, save_model
+from openclaw_opt.numerics.grid import grid_of
 from openclaw_opt.numerics.quantization import channel_amax, quantize, quantize_blocks, scale_of
 from openclaw_opt.targets import target_named
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
@@ -176,8 +177,13 @@ def parts(weight: Any, kind: str, bias: Any = None) -> QuantParts:
     if kind == "int4":
         codes, scale = quantize_blocks(weight, 32)
         return QuantParts(format="int4", kind="int4", weight_q=codes, weight_scale=scale, block=32)
+    if kind == "uint4":
+        grid = grid_of(weight, "uint4", 32)
+        assert grid.zero is not None
+        codes, zero = grid.codes(weight).to(torch.uint8), grid.zero.to(torch.uint8)
+        return QuantParts("uint4", "uint4", codes, grid.scale, block=32, weight_zero=zero)
     amax = channel_amax(weight)
-    scale = None if kind == "int8_weight_only" else scale_of(torch.tensor(12.0), "int8")
+    scale = None if kind != "int8" else scale_of(torch.tensor(12.0), "int8")
     codes = quantize(weight, amax, "int8")
     return QuantParts(
         format=kind,
@@ -186,6 +192,7 @@ def parts(weight: Any, kind: str, bias: Any = None) -> QuantParts:
         weight_scale=scale_of(amax, "int8").squeeze(),
         input_scale=scale,
         bias=bias,
+        dynamic=kind == "int8_per_token",
     )
 
 
@@ -208,7 +215,7 @@ def quantized(made: Callable[[str], Made], tmp_path_factory: pytest.TempPathFact
     return get
 
 
-@pytest.mark.parametrize("kind", ["int8", "int8_weight_only", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int8_weight_only", "int4", "uint4"])
 def test_a_quantized_rewrite_is_exact(kind: str, quantized: Callable[[str], Graph], tmp_path: Path) -> None:
     portable = quantized(kind)
     lowered = lower(portable, tmp_path, accuracy_level=EXACT)
@@ -223,7 +230,17 @@ def test_a_quantized_rewrite_is_exact(kind: str, quantized: Callable[[str], Grap
     assert apart(ragged(opened(portable), 6), ragged(opened(lowered), 6)) < tolerance
 
 
-@pytest.mark.parametrize("kind", ["int8_weight_only", "int4"])
+def test_a_scale_a_token_runs_in_integers(quantized: Callable[[str], Graph], tmp_path: Path) -> None:
+    portable = quantized("int8_per_token")
+    lowered = lower(portable, tmp_path / "graph")
+    assert apart(opened(portable).logits(IDS), opened(lowered).logits(IDS)) < 2e-2
+    engine = backend.build(lowered, target_named("host"), tmp_path / "engine")
+    assert {row.realised for row in engine.facts.receipt} <= {"MatMulInteger", "MatMulIntegerToFloat"}
+    assert all(row.ok for row in engine.facts.receipt)
+    assert len(engine.facts.receipt) == 8
+
+
+@pytest.mark.parametrize("kind", ["int8_weight_only", "int4", "uint4"])
 def test_the_fast_level_is_not_exact_and_says_how_far_off(
     kind: str, quantized: Callable[[str], Graph], tmp_path: Path
 ) -> None:

@@ -11,24 +11,27 @@ import pytest
 import torch
 
 from openclaw_opt.artifacts import Model
+from openclaw_opt.checkpoint import open_checkpoint
 from openclaw_opt.data import Source, parse_source
 from openclaw_opt.errors import RecipeError, VerificationError
 from openclaw_opt.models import calibrate, folding, modelopt
 from openclaw_opt.models.calibrate import Calibration, decoder_calibration
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.families import spec_from_config
+from openclaw_opt.models.layerwise import each_gram
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear
 from openclaw_opt.models.load import load_model
-from openclaw_opt.models.modelopt import Scheme
+from openclaw_opt.models.schemes import Scheme
 from openclaw_opt.models.spec import LayerSpec, read_facts
 from openclaw_opt.models.store import open_model
 from openclaw_opt.passes import Done, View, Work
 from openclaw_opt.passes.prune import Prune
-from openclaw_opt.passes.quantize import ALGORITHMS, Quantize, linear_sizes
+from openclaw_opt.passes.quantize import ALGORITHMS, PLAIN, Quantize, linear_sizes
 from openclaw_opt.records import LayerRecord
 from openclaw_opt.targets import TARGETS
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
+ROOT = Path(__file__).parent.parent
 CPU = replace(TARGETS["l4"], name="host", title="a CPU", compute=(0, 0), backend="onnxruntime", peak={})
 TEXT = Source.model_construct(split="calibration", samples=16, length=64, seed=0)
 PAIRS = [(fmt, algorithm) for fmt, algorithms in ALGORITHMS.items() for algorithm in algorithms]
@@ -87,8 +90,15 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
     assert facts.notes[-1] == done.changed
     rows = [LayerRecord.model_validate(row) for row in json.loads(json.dumps(done.details["layers"]))]
     assert [row.name for row in rows] == names
-    least = {"int8": 40, "int8_weight_only": 40, "fp8": 28, "int4": 17, "nvfp4": 17}[fmt]
-    assert all(row.weight_sqnr_db is not None and row.weight_sqnr_db > least for row in rows)
+    least = {"int8": 40, "int8_weight_only": 40, "int8_per_token": 40, "fp8": 28, "int4": 17, "uint4": 17, "nvfp4": 17}[
+        fmt
+    ]
+    moved = 5 if algorithm.endswith("gptq") else 0  # the weight is moved so that the output is right
+    assert all(row.weight_sqnr_db is not None and row.weight_sqnr_db > least - moved for row in rows)
+    for row in rows:
+        assert (row.plain_output_sqnr_db is None) == (row.plain_weight_sqnr_db is None) == (algorithm in PLAIN)
+    if moved:
+        assert all(row.output_sqnr_db > row.plain_output_sqnr_db for row in rows), rows  # type: ignore[operator]
     assert all(row.output_sqnr_db is not None and row.output_sqnr_db > least - 17 for row in rows)
     assert rows[0].parameters == (4 + 2 + 2) * 16 * 64
     assert done.details["largest_difference_from_modelopt"] < 1e-6
@@ -97,7 +107,19 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
     module = open_model(done.artifact)
     assert sum(isinstance(layer, QuantLinear) for layer in module.modules()) == 8
     drift = (logits(done.artifact) - logits(llama.model)).norm() / logits(llama.model).norm()
-    assert 0 < drift < {"int8": 0.12, "int8_weight_only": 0.06, "fp8": 0.3, "int4": 0.7, "nvfp4": 0.9}[fmt]
+    assert (
+        0
+        < drift
+        < {
+            "int8": 0.12,
+            "int8_weight_only": 0.06,
+            "int8_per_token": 0.12,
+            "fp8": 0.3,
+            "int4": 0.7,
+            "uint4": 0.7,
+            "nvfp4": 0.9,
+        }[fmt]
+    )
 
 
 def test_the_sentence_states_alpha_and_block(llama: Runner) -> None:
@@ -234,6 +256,76 @@ def test_bert(fmt: str, tmp_path: Path) -> None:
     with torch.no_grad():
         after, before = module(*batch)[1], open_model(runner.model)(*batch)[1]
     assert torch.cosine_similarity(after, before).min() > {"int8": 0.99}.get(fmt, 0.8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bert"])
+def test_streamed_inputs_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
+    module, text = open_model(Runner(tmp_path, family).model), sentences() if family == "bert" else tokens()
+    names = [name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)]
+    names = [name for name in names if "pooler" not in name]
+    whole: dict[str, torch.Tensor] = {}
+
+    def add(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        rows = x.flatten(0, -2)
+        whole[name] = whole.get(name, 0) + rows.T @ rows
+
+    with calibrate.watched(module, names, add):
+        calibrate.run_batches(module, text, silent, "whole")
+    streamed: dict[str, torch.Tensor] = {}
+    each_gram(module, names, text, streamed.__setitem__, silent)
+    assert list(streamed) == list(whole)  # in the order of computation
+    for name, gram in whole.items():
+        assert torch.allclose(streamed[name], gram, rtol=1e-3, atol=1e-4 * float(gram.abs().max())), name
+
+
+def test_later_layers_see_what_earlier_ones_became(llama: Runner) -> None:
+    module, seen = open_model(llama.model), {}
+
+    def silence(name: str, gram: torch.Tensor) -> None:
+        seen[name] = float(gram.diagonal().sum())
+        if name == "layers.0.o":
+            module.get_submodule(name).weight.zero_()  # type: ignore[operator, union-attr]
+
+    names = ["layers.0.o", "layers.1.qkv", "layers.1.down"]
+    each_gram(module, names, tokens(), silence, silent)
+    untouched: dict[str, float] = {}
+    again = open_model(llama.model)
+    each_gram(again, names, tokens(), lambda name, gram: untouched.update({name: float(gram.diagonal().sum())}), silent)
+    assert seen["layers.0.o"] == pytest.approx(untouched["layers.0.o"])
+    assert seen["layers.1.down"] != pytest.approx(untouched["layers.1.down"], rel=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq_full"])
+def test_bert_rounded_with_its_inputs(algorithm: str, tmp_path: Path) -> None:
+    done = Runner(tmp_path, "bert")(sentences(), format="int4", algorithm=algorithm)
+    assert done.count == 12
+    rows = done.details["layers"]
+    assert all(row["output_sqnr_db"] > row["plain_output_sqnr_db"] for row in rows), rows
+
+
+def real(split: str) -> Source:
+    return parse_source({"source": "python-stdlib", "split": split, "samples": 8, "length": 128})
+
+
+def test_gptq_beats_rounding_on_the_demo_decoder(tmp_path: Path) -> None:
+    """Real weights, real text: on the layers' own data, and at the logits on text that nothing was calibrated on."""
+    checkpoint = open_checkpoint(str(ROOT / "examples" / "tiny-llama"))
+    model, _, _ = load_model(checkpoint, tmp_path / "model")
+    data, unseen = (real(split) for split in ("calibration", "evaluation"))
+    batches = calibrate.load_calibration(unseen, read_facts(model), model, tmp_path / "cache", 8).batches[0]
+    with torch.no_grad():
+        exact = open_model(model)(*batches)[0]
+    errors = {}
+    for algorithm in ("rtn", "awq_full", "gptq"):
+        work = Work(tmp_path / algorithm, checkpoint, CPU, "onnxruntime", data, tmp_path / "cache", progress=silent)
+        done = Quantize(format="int4", algorithm=algorithm).run(model, work)
+        with torch.no_grad():
+            errors[algorithm] = float((open_model(done.artifact)(*batches)[0] - exact).norm())
+        if algorithm != "rtn":
+            rows = done.details["layers"]
+            assert all(row["output_sqnr_db"] > row["plain_output_sqnr_db"] for row in rows), rows
+    assert errors["gptq"] < 0.75 * errors["rtn"], errors
+    assert errors["gptq"] < errors["awq_full"], errors
 
 
 def test_bert_with_input_factors(tmp_path: Path) -> None:
@@ -388,8 +480,8 @@ def test_a_wrong_fold_is_caught(llama: Runner, monkeypatch: pytest.MonkeyPatch) 
 def test_a_wrong_conversion_is_caught(llama: Runner, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     right = modelopt.parts_of
 
-    def wrong(layer: Any, scheme: Scheme) -> Any:
-        parts = right(layer, scheme)
+    def wrong(layer: Any, scheme: Scheme, grid: Any) -> Any:
+        parts = right(layer, scheme, grid)
         value = getattr(parts, damage).clone()
         if damage == "weight_q":
             value[0, 0] += 2 if value[0, 0] < 100 else -2
@@ -449,7 +541,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str] | None]] 
     ({"format": "fp8"}, {}, ("onnxruntime does not realise fp8 on a CPU", "format", "format: int8")),
     ({"format": "fp8"}, on("a100-80"), (f"{LACKS[0]}: it needs compute capability 8.9, the target has 8.0", "format", "format: int8")),
     ({"format": "nvfp4"}, on("h100-sxm"), (f"{LACKS[1]}: it needs compute capability 10.0, the target has 9.0", "format", "format: fp8")),
-    ({"format": "int4", "algorithm": "smoothquant"}, {}, ("smoothquant is no algorithm for int4", "algorithm", "legal: awq, rtn")),
+    ({"format": "int4", "algorithm": "smoothquant"}, {}, ("smoothquant is no algorithm for int4", "algorithm", "legal: awq, awq_full, awq_gptq, gptq, rtn")),
     ({"format": "fp8", "algorithm": "awq"}, on("l4"), ("awq is no algorithm for fp8", "algorithm", "algorithm: max")),
     ({"format": "int8", "algorithm": "max", "alpha": 0.5}, {}, ("alpha has no effect with max", "alpha", "leave it out")),
     ({"format": "int8", "block": 32}, {}, ("block has no effect with int8", "block", "leave it out")),
@@ -457,8 +549,18 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str] | None]] 
     ({"format": "int4", "block": 40}, {}, ("no runtime has blocks of 40", "block", "block: 32")),
     ({"format": "int4", "block": 128}, {}, ("blocks of 128 do not divide the 64 inputs of layers.0.qkv", "block", "block: 32")),
     ({"format": "int4", "block": 64}, {}, ("blocks of 64 do not divide the 96 inputs of layers.0.down", "block", "block: 32")),
+    ({"format": "uint4"}, on("l4"), ("tensorrt does not realise uint4 on NVIDIA L4: it takes no zero point but 0", "format", "format: int4")),
+    ({"format": "int4", "algorithm": "gptq", "damping": 0.1, "act_order": False}, {}, None),
+    ({"format": "int4", "algorithm": "awq", "damping": 0.1}, {}, ("damping has no effect with awq", "damping", "leave it out")),
+    ({"format": "int8", "act_order": True}, {}, ("act_order has no effect with smoothquant", "act_order", "leave it out")),
+    ({"format": "fp8", "calibration": "entropy"}, on("l4"), ("fp8 has no entropy calibration", "calibration", "legal: max, percentile, mse")),
+    ({"format": "int4", "algorithm": "awq", "calibration": "mse"}, {}, ("awq finds its own ranges", "calibration", "leave it out")),
+    ({"format": "fp8", "per_channel": True}, on("l4"), None),
+    ({"format": "int8", "algorithm": "max", "per_channel": True}, {}, ("per_channel has no effect with int8", "per_channel", "leave it out")),
+    ({"format": "int8", "percentile": 99.9}, {}, ("percentile has no effect without it", "percentile", "calibration: percentile")),
+    ({"format": "int4"}, {"calibration": None}, ("int4 with gptq needs calibration data", "algorithm", "add `calibration` to `data`")),
     ({"format": "int8"}, {"calibration": None}, ("int8 with smoothquant needs calibration data", "algorithm", "add `calibration` to `data`")),
-    ({"format": "int4"}, {"calibration": None}, ("int4 with awq needs calibration data", "algorithm", "add `calibration` to `data`")),
+    ({"format": "int4", "algorithm": "awq"}, {"calibration": None}, ("int4 with awq needs calibration data", "algorithm", "add `calibration` to `data`")),
     ({"format": "int8"}, {"calibration": IMAGES}, ("calibration data is images, the model takes text", "", "change data.calibration")),
     ({"format": "int8"}, {"calibration": SHORT}, ("smoothquant needs at least 1024 calibration tokens, samples × length is 128", "algorithm", MORE)),
     ({"format": "int8", "keep": ("lm_head",)}, {}, ("keep: 'lm_head' matches no layer", "keep", "did you mean 'head'?")),
@@ -496,6 +598,82 @@ def test_run_refuses_what_check_could_not_see(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         runner(sentences(), format="int8", keep=("model.encoder.layer.0.*", "encoder.layer.1.*"))
     assert "quantize.keep: keep: 'encoder.layer.1.*' matches no layer" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "why", "fix"),
+    [
+        ({"format": "w4a8"}, "format: w4a8 is not realised: neither backend takes INT4 weights with", "format: int4"),
+        ({"format": "mxfp8"}, "format: mxfp8 is not realised: TensorRT takes it, expands the weights", "format: fp8"),
+        (
+            {"format": "nvfp4_weight_only"},
+            "format: nvfp4_weight_only is not realised: TensorRT takes it",
+            "format: nvfp4",
+        ),
+        ({"format": "svdquant"}, "format: svdquant is not realised: its low-rank half", "format: nvfp4"),
+        (
+            {"format": "int8", "kv_cache": "fp8"},
+            "kv_cache: a quantized key/value cache is not written",
+            "kv_cache: float",
+        ),
+    ],
+)
+def test_what_nothing_realises_is_refused_with_the_reason(options: dict[str, str], why: str, fix: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Quantize(**options)  # type: ignore[arg-type]
+    assert caught.value.what.startswith(why)
+    assert caught.value.fix.startswith(fix)
+
+
+def test_fp8_by_channel_is_proven_and_loses_less(llama: Runner) -> None:
+    whole, channel = (llama(tokens(), format="fp8", per_channel=choice) for choice in (False, True))
+    layer = open_model(channel.artifact).get_submodule("layers.0.qkv")
+    assert isinstance(layer, QuantLinear)
+    assert layer.weight_scale.shape == (128,)
+    assert channel.changed == "8 of 9 linear layers to fp8 (max, per channel)"
+    assert channel.details["largest_difference_from_modelopt"] < 1e-6
+    assert whole.details["layers"][0]["weight_sqnr_db"] != channel.details["layers"][0]["weight_sqnr_db"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_named(llama: Runner, tmp_path: Path, value: float) -> None:
+    from openclaw_opt.models.store import save_model
+
+    module = open_model(llama.model)
+    assert isinstance(module, Decoder)
+    module.layers[1].down.weight[3, 4] = value
+    broken = save_model(module, read_facts(llama.model), tmp_path / "broken", llama.model.assets)
+    with pytest.raises(RecipeError, match=r"layers\.1\.down\.weight: 1 of 6144 numbers are NaN or infinite"):
+        llama(tokens(), broken, format="int4", algorithm="rtn")
+
+
+def test_broken_activations_are_named(llama: Runner, tmp_path: Path) -> None:
+    from openclaw_opt.models.store import save_model
+
+    module = open_model(llama.model)
+    assert isinstance(module, Decoder)
+    module.layers[0].norm_mlp.weight[:] = float("inf")
+    broken = save_model(module, read_facts(llama.model), tmp_path / "broken", llama.model.assets)
+    with pytest.raises(RecipeError, match=r"layers\.0\.gate_up: its input holds NaN or infinity on calibration data"):
+        llama(tokens(), broken, format="int8", algorithm="max")
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "mse", "entropy"])
+def test_ranges_from_histograms_are_narrower_and_recorded(llama: Runner, ranges: str) -> None:
+    widest, found = (
+        open_model(llama(tokens(), format="int8", algorithm="max", calibration=word).artifact)
+        for word in ("max", ranges)
+    )
+    for name in ("layers.0.qkv", "layers.1.down"):
+        assert found.get_submodule(name).input_scale <= widest.get_submodule(name).input_scale  # type: ignore[operator]
+    narrow = [
+        found.get_submodule(f"layers.{i}.down").input_scale < widest.get_submodule(f"layers.{i}.down").input_scale
+        for i in (0, 1)
+    ]  # type: ignore[operator]
+    assert any(narrow)
+    done = llama(tokens(), format="int8", algorithm="max", calibration="percentile", percentile=99.0)
+    assert done.changed == "8 of 9 linear layers to int8 (max, percentile 99)"
+    assert done.details["calibration"]["percentile"] == 99.0
 
 
 def test_too_few_vectors_for_smoothquant_are_counted(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_illegal_points_are_told_with_the_reason_and_skipped_if_asked(write_reci
     file = write_recipe(PRUNED)
     told = refused(file, "passes.quantize.format=int8,int4", FFN)
     assert told[0].endswith(
-        "quantize: max is no algorithm for int4 [2 of 4 points: format=int4,ffn=0; format=int4,ffn=0.4]\n  fix: legal: awq, rtn"
+        "quantize: max is no algorithm for int4 [2 of 4 points: format=int4,ffn=0; format=int4,ffn=0.4]\n  fix: legal: awq, awq_full, awq_gptq, gptq, rtn"
     )
     assert told[1] == "2 of 4 points cannot be done\n  fix: --skip-illegal goes on without them"
     assert names(file, "passes.quantize.format=int8,int4", FFN, skip_illegal=True) == [

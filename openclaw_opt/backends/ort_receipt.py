@@ -78,7 +78,7 @@ def _row(layer: LayerFormat, kernels: list[Kernel]) -> ReceiptRow:
 def _fitting(name: str) -> frozenset[str]:
     """Kernels that realise a number format; none for float8 and float4, which ONNX Runtime multiplies in float."""
     row = format_named(name)
-    if row.weight not in ("INT8", "INT4"):
+    if row.weight not in ("INT8", "INT4", "UINT4"):
         return frozenset()
     return WEIGHT_ONLY if row.weight_only else INTEGER
 

@@ -46,8 +46,10 @@ FP8 = ("FP8", "FP8E4M3", "Fp8")
 FP4 = ("FP4", "FP4E2M1", "Fp4")
 WANTED: dict[str, Wanted] = {
     "int8": Wanted(("Int8",), ("Int8",)),
+    "int8_per_token": Wanted(("Int8",), ("Int8",)),
     "int8_weight_only": Wanted(("Int8",)),
     "int4": Wanted(("Int4",)),
+    "uint4": Wanted(("UInt4",)),
     "fp8": Wanted(FP8, FP8),
     "nvfp4": Wanted(FP4, FP4),
 }

@@ -20,6 +20,8 @@ from openclaw_opt.targets import formats_of
 
 MOST_SAMPLES = 64
 """How many times larger an evaluation set may be proposed; a budget that needs more is too close to call."""
+MOST_ALGORITHMS = 2
+"""The best of those that were not used; the rest differ from them by less than other changes do."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _gentler_quantize(
 def _other_algorithms(budget: BudgetRecord, part: Quantize, task: str) -> Iterator[Proposal]:
     used = part.algorithm_for(task)
     better = [word for word in ALGORITHMS[part.format] if word != used and word not in PLAIN]
-    for word in better:
+    for word in better[:MOST_ALGORITHMS]:
         extra = () if part.alpha is None or word == "smoothquant" else ("passes.quantize.alpha=null",)
         why = f"{word} looks for scales on calibration data where {used} was used"
         yield Proposal(

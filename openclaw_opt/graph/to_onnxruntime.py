@@ -94,7 +94,7 @@ def _wanted(facts: GraphFacts, convolutions: int) -> list[tuple[int, int | None]
     formats = [format_named(layer.format) for layer in facts.quantized]
     weight_only = sum(row.weight_only for row in formats)
     # Of the layers with int8 activations, those that are not convolutions are linears.
-    linears = sum(row.weight == row.activation == "INT8" for row in formats) - convolutions
+    linears = sum(row.weight == row.activation == "INT8" and not row.dynamic for row in formats) - convolutions
     layers = len(facts.kv)
     # Every layer but the first has a residual before each of its two norms, and the last norm has one.
     norms = (2 * layers, None)

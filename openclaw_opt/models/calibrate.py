@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,19 +111,6 @@ def run_batches(module: nn.Module, calibration: Calibration, progress: Progress,
     for i, batch in enumerate(calibration.batches):
         progress(i / len(calibration.batches), f"{text}, batch {i + 1} of {len(calibration.batches)}")
         module(*batch)
-
-
-def rows_reaching(module: nn.Module, names: Sequence[str], calibration: Calibration) -> Mapping[str, int]:
-    """How many vectors each layer multiplies, from the first batch and the sizes of all; 0 if it is never called."""
-    rows = dict.fromkeys(names, 0)
-
-    def count(name: str, x: Tensor, y: Tensor) -> None:
-        rows[name] += y.numel() // y.shape[1 if y.ndim == 4 else -1]
-
-    with watched(module, names, count), torch.no_grad():
-        module(*calibration.batches[0])
-    elements = [batch[0].numel() for batch in calibration.batches]
-    return {name: seen * sum(elements) // elements[0] for name, seen in rows.items()}
 
 
 @torch.no_grad()

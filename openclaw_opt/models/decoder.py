@@ -19,6 +19,8 @@ from openclaw_opt.models.rope import rotate, rotation
 from openclaw_opt.models.spec import Activation, DecoderSpec, LayerSpec
 
 Rotation = tuple[Tensor, Tensor]
+Context = tuple[Rotation | None, Tensor]
+"""A layer's rotation, and which keys its queries see."""
 
 
 class Norm(nn.Module):
@@ -95,7 +97,7 @@ class Layer(nn.Module):
             self.norm_post_attn, self.norm_post_mlp = _norm(spec, hidden), _norm(spec, hidden)
 
     def forward(
-        self, x: Tensor, rope: Rotation | None, mask: Tensor, past: Sequence[Tensor]
+        self, x: Tensor, rope: Rotation | None, mask: Tensor, past: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, and the layer's whole keys and values [batch, kv_heads, past + new, head_dim]."""
         attended, k, v = self.attention(self.norm_in(x), rope, mask, past)
@@ -163,20 +165,28 @@ class Decoder(nn.Module):
         Returns:
             Logits, float32 [batch, new, vocab], and the caches with the new tokens, in the order of `past`.
         """
+        x, contexts = self.entered(input_ids, attention_mask, position_ids)
+        presents: list[Tensor] = []
+        for i, (layer, context) in enumerate(zip(self.layers, contexts, strict=True)):
+            x, k, v = layer(x, *context, past[2 * i : 2 * i + 2])
+            presents += [k, v]
+        return self.logits(x), presents
+
+    def entered(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, list[Context]]:
+        """The hidden states [batch, new, hidden] before the first layer, and what each layer needs besides them."""
         x = self.embed(input_ids)
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
         if self.positions is not None:
             x = x + self.positions(position_ids)
+        return x, self.contexts(attention_mask, position_ids)
+
+    def contexts(self, attention_mask: Tensor, position_ids: Tensor) -> list[Context]:
+        """Rotation and mask of each layer, for the arguments of `forward`."""
         ropes = {key: rotation(rope, position_ids) for key, rope in self.spec.ropes.items()}
         windows = {sizes.window for sizes in self.spec.layers}
-        masks = {window: visible(attention_mask, input_ids.shape[1], window) for window in windows}
-        presents: list[Tensor] = []
-        for i, (layer, sizes) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
-            rope = None if sizes.rope is None else ropes[sizes.rope]
-            x, k, v = layer(x, rope, masks[sizes.window], past[2 * i : 2 * i + 2])
-            presents += [k, v]
-        return self.logits(x), presents
+        masks = {window: visible(attention_mask, position_ids.shape[1], window) for window in windows}
+        return [(None if sizes.rope is None else ropes[sizes.rope], masks[sizes.window]) for sizes in self.spec.layers]
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 [..., vocab] from the last layer's hidden states."""

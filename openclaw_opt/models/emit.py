@@ -21,6 +21,7 @@ TYPES: dict[torch.dtype, ir.DataType] = {
     torch.float16: ir.DataType.FLOAT16,
     torch.bfloat16: ir.DataType.BFLOAT16,
     torch.int8: ir.DataType.INT8,
+    torch.uint8: ir.DataType.UINT8,
     torch.int64: ir.DataType.INT64,
     torch.bool: ir.DataType.BOOL,
     torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN,

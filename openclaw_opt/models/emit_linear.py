@@ -2,8 +2,10 @@
 
     float   MatMul(x, weight)
     int8    MatMul(Q/DQ(x, input_scale), DQ(weight_q [K, N], weight_scale [N], weight_zero [N], axis 1))
+            with a scale a token: MatMulInteger(round(x / s) + 128, weight_q + 128) · s · weight_scale, s = max|x| / 127
     fp8     the same without a zero point
     int4    MatMul(x, DQ(weight_q [K, N], weight_scale [K / block, N], axis 0, block_size))
+    uint4   the same with weight_zero uint4 [K / block, N]
     nvfp4   MatMul(Q/DQ(x), Transpose(DQ(weight_q [N, K], DQ(weight_scale E4M3 [N, K / 16], weight_global), axis 1)))
 
 Weight-only layers lack the Q/DQ of x. The block scales of an nvfp4 activation are computed in the graph. Nodes and
@@ -19,13 +21,18 @@ from torch import Tensor, nn
 
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.emit import Writer
-from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear
+from openclaw_opt.models.linear import SMALLEST_STEP, QuantConv2d, QuantLayer, QuantLinear
 from openclaw_opt.numerics.microscaling import ELEMENT_TOP, SCALE_BOTTOM
-from openclaw_opt.numerics.quantization import pack_int4, unpack_int4
+from openclaw_opt.numerics.quantization import TOP, pack_int4, pack_nibbles, unpack_int4, unpack_nibbles
+
+MIDDLE = 128
+"""The unsigned code that stands for 0."""
 
 
 def emit_linear(writer: Writer, x: ir.Value, name: str, module: nn.Module, rank: int = 3) -> ir.Value:
     """`x` times the layer's weight, plus its bias. `rank` is that of x."""
+    if isinstance(module, QuantLinear) and module.quant.dynamic:
+        return add_bias(writer, _by_token(writer, x, name, module), name, module.bias)
     if isinstance(module, QuantLinear):
         weight = _nvfp4_weight(writer, name, module) if module.quant.kind == "nvfp4" else _weight(writer, name, module)
         product = writer.op("MatMul", [_input(writer, x, name, module, rank), weight], name)
@@ -92,6 +99,8 @@ def _weight(writer: Writer, name: str, module: QuantLinear) -> ir.Value:
             f"{name}.weight_q", lambda: _turned_int4(module.weight_q), ir.DataType.INT4, (columns, rows)
         )
         return writer.op("DequantizeLinear", [low, scale], f"{name}.weight", axis=0, block_size=block)
+    if module.quant.kind == "uint4":
+        return _uint4_weight(writer, name, module, scale)
     low = writer.lazy(f"{name}.weight_q", lambda: module.weight_q.T, module.weight_q.dtype, (columns, rows))
     return _dequantize(writer, name, module, low, scale, 1)
 
@@ -103,6 +112,52 @@ def _dequantize(writer: Writer, name: str, module: QuantLayer, low: ir.Value, sc
         # ONNX Runtime gives a weight without a zero point a scalar one when it makes it unsigned, and then refuses it.
         inputs.append(writer.tensor(f"{name}.weight_zero", torch.zeros(module.weight_scale.shape, dtype=torch.int8)))
     return writer.op("DequantizeLinear", inputs, f"{name}.weight", axis=axis if module.weight_scale.ndim else None)
+
+
+def _by_token(writer: Writer, x: ir.Value, name: str, module: QuantLinear) -> ir.Value:
+    """Both sides unsigned around 128: the one integer kernel of ONNX Runtime that is fast and does not saturate on any x86."""
+    rows, columns, scope = module.out_features, module.in_features, f"{name}.input"
+    if module.pre_scale is not None:
+        x = writer.op("Mul", [x, writer.weight(f"{name}.pre_scale", module.pre_scale)], scope)
+    if writer.dtype != torch.float32:
+        x = writer.op("Cast", [x], scope, to=ir.DataType.FLOAT)
+    top = writer.constant("int8.top", np.array(TOP["int8"], np.float32))
+    middle = writer.constant("uint8.middle", np.array(MIDDLE, np.float32))
+    step = writer.op("ReduceMax", [writer.op("Abs", [x], scope), writer.constant("axes.last", [-1])], scope, keepdims=1)
+    smallest = writer.constant("step.smallest", np.array(SMALLEST_STEP, np.float32))
+    step = writer.op("Max", [writer.op("Div", [step, top], scope), smallest], scope)
+    low = writer.op("Add", [writer.op("Round", [writer.op("Div", [x, step], scope)], scope), middle], scope)
+    low = writer.op("Cast", [low], scope, to=ir.DataType.UINT8)
+    weight = writer.lazy(
+        f"{name}.weight_q", lambda: (module.weight_q.T.short() + MIDDLE).to(torch.uint8), torch.uint8, (columns, rows)
+    )
+    zero = writer.tensor(f"{name}.input_zero", torch.tensor(MIDDLE, dtype=torch.uint8))
+    zeros = writer.tensor(f"{name}.weight_zero", torch.full((rows,), MIDDLE, dtype=torch.uint8))
+    product = writer.op("MatMulInteger", [low, weight, zero, zeros], name)
+    wide = writer.op("Mul", [writer.op("Cast", [product], name, to=ir.DataType.FLOAT), step], name)
+    made = writer.op("Mul", [wide, writer.tensor(f"{name}.weight_scale", module.weight_scale)], name)
+    return _cast(writer, made, name)
+
+
+def _uint4_weight(writer: Writer, name: str, module: QuantLinear, scale: ir.Value) -> ir.Value:
+    rows, columns, block = module.out_features, module.in_features, module.quant.block
+    assert module.weight_zero is not None
+    assert block is not None
+    zeros, four = module.weight_zero.T, ir.DataType.UINT4
+    low = writer.packed(f"{name}.weight_q", lambda: _turned(unpack_nibbles(module.weight_q)), four, (columns, rows))
+    zero = writer.packed(f"{name}.weight_zero", lambda: _packed(zeros), four, (columns // block, rows))
+    return writer.op("DequantizeLinear", [low, scale, zero], f"{name}.weight", axis=0, block_size=block)
+
+
+def _turned(codes: Tensor) -> Tensor:
+    """uint8 codes [N, K] → the bytes of [K, N] packed along N."""
+    return _packed(codes.T)
+
+
+def _packed(codes: Tensor) -> Tensor:
+    """uint8 codes of any shape → bytes of two each, in order; an odd last one has a zero beside it."""
+    flat = codes.flatten()
+    return pack_nibbles(torch.cat([flat, flat.new_zeros(flat.numel() % 2)]))
 
 
 def _turned_int4(packed: Tensor) -> Tensor:

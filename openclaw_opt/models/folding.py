@@ -95,7 +95,7 @@ def _take(layer: nn.Module) -> None:
 def _scale_rows(layer: nn.Module, rows: slice, factors: Tensor) -> bool:
     """Multiply output rows; False where the weight has no scale of its own for each row."""
     if isinstance(layer, QuantLayer):
-        if layer.quant.kind not in ("int8", "int4") or layer.weight_scale.ndim == 0:
+        if layer.quant.kind not in ("int8", "int4", "uint4") or layer.weight_scale.ndim == 0:
             return False
         layer.weight_scale = _scaled(layer.weight_scale, rows, factors)
         layer.bias = None if layer.bias is None else _scaled(layer.bias, rows, factors)
@@ -122,14 +122,14 @@ def _outputs(decoder: Decoder, probe: Batch) -> list[tuple[str, Tensor]]:
 @contextmanager
 def inputs_unquantized(module: nn.Module) -> Iterator[None]:
     """While open, quantized layers take their inputs as they are; weights stay quantized."""
-    kept = [(layer, layer.input_scale) for layer in module.modules() if isinstance(layer, QuantLayer)]
+    kept = [(layer, layer.takes_float) for layer in module.modules() if isinstance(layer, QuantLayer)]
     try:
         for layer, _ in kept:
-            layer.input_scale = None
+            layer.takes_float = True
         yield
     finally:
-        for layer, scale in kept:
-            layer.input_scale = scale
+        for layer, before in kept:
+            layer.takes_float = before
 
 
 def _compare(before: list[tuple[str, Tensor]], after: list[tuple[str, Tensor]]) -> None:

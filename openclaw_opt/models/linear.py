@@ -6,9 +6,12 @@ Layout, torch orientation, N outputs and K inputs (buffers of the module, stored
     int8    int8 [N, K]                  float32 [N] or []             –
     fp8     float8_e4m3fn [N, K]         float32 [N] or []             –
     int4    uint8 [N, K / 2], packed     float32 [N, K / block]        –
+    uint4   uint8 [N, K / 2], packed     float32 [N, K / block]        –
     nvfp4   uint8 [N, K / 2], packed     float8_e4m3fn [N, K / block]  float32 []
 
-    input_scale  float32 [], absent for weight-only. int8, fp8: the step. nvfp4: the global scale, absmax / (6 * 448).
+    weight_zero  uint8 [N, K / block], the code that stands for 0; of uint4 alone.
+    input_scale  float32 [], absent for weight-only, and where each token has a scale of its own, found when it runs.
+                 int8, fp8: the step. nvfp4: the global scale, absmax / (6 * 448).
     pre_scale    float32 [K], what the input is multiplied with before anything else (SmoothQuant, AWQ); may be absent.
     bias         float32 [N]; may be absent.
     weight       empty, not stored; its dtype is that of activations. Hugging Face models ask a layer's weight for it.
@@ -27,16 +30,22 @@ from torch import Tensor, nn
 
 from openclaw_opt.models.spec import LayerQuant, WeightKind
 from openclaw_opt.numerics.microscaling import ELEMENT_TOP, SCALE_BOTTOM, SCALE_TOP, e2m1_codes, e2m1_values
-from openclaw_opt.numerics.quantization import blocked, pack_int4, pack_nibbles, unpack_int4, unpack_nibbles
+from openclaw_opt.numerics.quantization import TOP, blocked, pack_int4, pack_nibbles, unpack_int4, unpack_nibbles
 
-WEIGHT_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8, "nvfp4": torch.uint8}
+WEIGHT_TYPES = {
+    "int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8, "uint4": torch.uint8, "nvfp4": torch.uint8
+}  # fmt: skip
+SMALLEST_STEP = 1e-30
+"""Of a token's scale: nothing divides by zero."""
+PACKED = ("int4", "uint4", "nvfp4")
+"""Kinds with two codes a byte."""
 
 
 @dataclass(frozen=True)
 class QuantParts:
     """What a quantize pass hands over for one layer; shapes as in the module docstring.
 
-    `weight_q` of int4 is int8 [N, K] in [-8, 7], of nvfp4 uint8 [N, K] codes or already packed [N, K / 2].
+    `weight_q` of int4 is int8 [N, K] in [-8, 7], of uint4 and nvfp4 uint8 [N, K] codes or already packed [N, K / 2].
     """
 
     format: str
@@ -48,6 +57,8 @@ class QuantParts:
     input_scale: Tensor | None = None
     pre_scale: Tensor | None = None
     bias: Tensor | None = None
+    weight_zero: Tensor | None = None
+    dynamic: bool = False
 
     @property
     def quant(self) -> LayerQuant:
@@ -57,6 +68,7 @@ class QuantParts:
             block=self.block,
             per_channel=self.weight_scale.ndim > 0,
             input_scale=self.input_scale is not None,
+            dynamic=self.dynamic,
             pre_scale=self.pre_scale is not None,
         )
 
@@ -64,7 +76,7 @@ class QuantParts:
     def empty(cls, quant: LayerQuant, shape: tuple[int, ...], *, bias: bool) -> QuantParts:
         """Parts of a weight of `shape` without numbers, for loading into."""
         rows, columns = shape[0], shape[1]
-        wide = (rows, columns // 2) if quant.kind in ("int4", "nvfp4") else shape
+        wide = (rows, columns // 2) if quant.kind in PACKED else shape
         if quant.block is not None:
             scales: tuple[int, ...] = (rows, columns // quant.block)
         else:
@@ -81,6 +93,8 @@ class QuantParts:
             torch.empty((), device=meta) if quant.input_scale else None,
             torch.empty(columns, device=meta) if quant.pre_scale else None,
             torch.empty(rows, device=meta) if bias else None,
+            torch.empty(scales, dtype=torch.uint8, device=meta) if quant.kind == "uint4" else None,
+            quant.dynamic,
         )
 
 
@@ -91,6 +105,7 @@ class QuantLayer(nn.Module):
     weight_q: Tensor
     weight_scale: Tensor
     weight_global: Tensor | None
+    weight_zero: Tensor | None
     input_scale: Tensor | None
     pre_scale: Tensor | None
     bias: Tensor | None
@@ -98,6 +113,8 @@ class QuantLayer(nn.Module):
     def __init__(self, parts: QuantParts) -> None:
         super().__init__()
         self.quant = parts.quant
+        self.takes_float = False
+        """Inputs are left as they are; to compare what else a layer does."""
         for name, value in _buffers(parts).items():
             self.register_buffer(name, value)
         self.register_buffer("weight", torch.empty(0, device="cpu"), persistent=False)
@@ -116,7 +133,7 @@ class QuantLayer(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return self.weight_q.shape[1] * (2 if self.quant.kind in ("int4", "nvfp4") else 1)
+        return self.weight_q.shape[1] * (2 if self.quant.kind in PACKED else 1)
 
     def weight_values(self, dtype: torch.dtype) -> Tensor:
         """What the low-bit weight stands for, in `dtype`: [N, K] (or [N, K / groups, height, width])."""
@@ -127,13 +144,18 @@ class QuantLayer(nn.Module):
         scale = scale.to(dtype).float()
         values = self._codes()
         if self.quant.block is not None:
-            return (blocked(values, self.quant.block) * scale[..., None]).flatten(1).to(dtype)
+            blocks = blocked(values, self.quant.block)
+            if self.weight_zero is not None:
+                blocks = blocks - self.weight_zero[..., None]
+            return (blocks * scale[..., None]).flatten(1).to(dtype)
         spread = scale.reshape(-1, *[1] * (values.ndim - 1)) if scale.ndim else scale
         return (values * spread).to(dtype)
 
     def _codes(self) -> Tensor:
         if self.quant.kind == "int4":
             return unpack_int4(self.weight_q).float()
+        if self.quant.kind == "uint4":
+            return unpack_nibbles(self.weight_q).float()
         if self.quant.kind == "nvfp4":
             return e2m1_values(unpack_nibbles(self.weight_q))
         return self.weight_q.float()
@@ -142,6 +164,10 @@ class QuantLayer(nn.Module):
         """The input as the low-bit multiplication sees it: scaled, rounded and scaled back."""
         if self.pre_scale is not None:
             x = x * self.pre_scale.to(x.dtype)
+        if self.takes_float:
+            return x
+        if self.quant.dynamic:
+            return _by_token(x)
         if self.input_scale is None:
             return x
         if self.quant.kind == "nvfp4":
@@ -206,6 +232,13 @@ class QuantConv2d(QuantLayer):
         return F.conv2d(self.quantized_input(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+def _by_token(x: Tensor) -> Tensor:
+    """int8 with the largest value of each vector as its range; a vector of zeros stays one."""
+    wide = x.float()
+    step = (wide.abs().amax(-1, keepdim=True) / TOP["int8"]).clamp_min(SMALLEST_STEP)
+    return ((wide / step).round() * step).to(x.dtype)
+
+
 def _round_int8(x: Tensor) -> Tensor:
     return x.round().clamp(-128, 127)
 
@@ -218,7 +251,11 @@ def _buffers(parts: QuantParts) -> dict[str, Tensor | None]:
     weight = parts.weight_q
     if parts.kind == "int4" and weight.dtype != torch.uint8:
         weight = pack_int4(weight)
-    if parts.kind == "nvfp4" and parts.block and weight.shape[1] == parts.weight_scale.shape[1] * parts.block:
+    if (
+        parts.kind in ("uint4", "nvfp4")
+        and parts.block
+        and weight.shape[1] == parts.weight_scale.shape[1] * parts.block
+    ):
         weight = pack_nibbles(weight)
     if weight.dtype != WEIGHT_TYPES[parts.kind]:
         raise ValueError(f"weight_q of {parts.kind} must be {WEIGHT_TYPES[parts.kind]}, not {weight.dtype}")
@@ -227,6 +264,7 @@ def _buffers(parts: QuantParts) -> dict[str, Tensor | None]:
         "weight_q": weight.contiguous(),
         "weight_scale": scale.contiguous(),
         "weight_global": _single(parts.weight_global),
+        "weight_zero": None if parts.weight_zero is None else parts.weight_zero.contiguous(),
         "input_scale": _single(parts.input_scale),
         "pre_scale": None if parts.pre_scale is None else parts.pre_scale.float().contiguous(),
         "bias": None if parts.bias is None else parts.bias.float().contiguous(),

@@ -15,8 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,9 @@ from torch import Tensor, nn
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.calibrate import Calibration, Progress, run_batches
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear, QuantParts
-from openclaw_opt.models.spec import WeightKind
+from openclaw_opt.models.plain import on_grid
+from openclaw_opt.models.schemes import BLOCKED, SCALES_INPUTS, SWEEPS, Scheme
+from openclaw_opt.numerics.grid import Grid
 from openclaw_opt.numerics.microscaling import fake_quantize_nvfp4, global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.quantization import (
     DEAD,
@@ -39,73 +40,33 @@ TOLERANCE = 1e-5
 OFF_GRID = 0.997
 PROBE_ROWS = 256
 STAND_IN = 1e-8
-INT8 = {"num_bits": 8}
-FP8 = {"num_bits": (4, 3)}
-
-
-@dataclass(frozen=True)
-class Row:
-    """How modelopt's quantizers are set for one format. `block` is filled in where it is asked for."""
-
-    kind: WeightKind
-    weight: Mapping[str, Any]
-    input: Mapping[str, Any] | None = None
-
-
-ROWS: dict[str, Row] = {
-    "int8": Row("int8", {**INT8, "axis": 0}, INT8),
-    "int8_weight_only": Row("int8", {**INT8, "axis": 0}),
-    "int4": Row("int4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
-    "fp8": Row("fp8", FP8, FP8),
-    "nvfp4": Row(
-        "nvfp4",
-        {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
-        {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
-    ),
-}
-SWEEPS = {"max": 1, "rtn": 1, "smoothquant": 1, "awq": 2}
-"""How often each algorithm runs the calibration data."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """What is asked of the layers: a row of formats.py, the algorithm, its parameters."""
-
-    format: str
-    algorithm: Literal["max", "rtn", "smoothquant", "awq"]
-    alpha: float | None = None
-    block: int | None = None
-
-    @property
-    def row(self) -> Row:
-        return ROWS[self.format]
-
-    @property
-    def needs_data(self) -> bool:
-        return self.row.input is not None or self.algorithm in ("smoothquant", "awq")
 
 
 def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
     """modelopt's configuration: an ordered list in which later entries win; everything but `names` is off."""
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
     for name in names:
-        entries.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": _filled(scheme.row.weight, scheme.block)})
+        entries.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": _weight_settings(scheme)})
         if scheme.row.input is not None:
             entries.append(
                 {"quantizer_name": f"{name}.input_quantizer", "cfg": _filled(scheme.row.input, scheme.block)}
             )
-    algorithms: dict[str, Any] = {
-        "max": "max",
-        "rtn": "max",
-        "smoothquant": {"method": "smoothquant", "alpha": scheme.alpha},
-        "awq": {"method": "awq_lite", "alpha_step": 0.1},
-    }
-    return {"quant_cfg": entries, "algorithm": algorithms[scheme.algorithm]}
+    algorithm: Any = "max"
+    if scheme.algorithm == "smoothquant":
+        algorithm = {"method": "smoothquant", "alpha": scheme.alpha}
+    elif scheme.algorithm in SCALES_INPUTS:
+        algorithm = {"method": "awq_lite", "alpha_step": 0.1}
+    return {"quant_cfg": entries, "algorithm": algorithm}
+
+
+def _weight_settings(scheme: Scheme) -> dict[str, Any]:
+    settings = _filled(scheme.row.weight, scheme.block)
+    return {**settings, "axis": 0} if scheme.per_channel else settings
 
 
 def _filled(row: Mapping[str, Any], block: int | None) -> dict[str, Any]:
     made = copy.deepcopy(dict(row))
-    if "block_sizes" in made:
+    if "block_sizes" in made and block is not None:
         made["block_sizes"][-1] = block
     return made
 
@@ -207,21 +168,26 @@ def blocks_on_cpu() -> Iterator[None]:
         tensor_quant.dynamic_block_quantize_op = original
 
 
-def parts_of(layer: Any, scheme: Scheme) -> QuantParts:
-    """The numbers of one of modelopt's quantized layers (nn.Linear or nn.Conv2d), as our layers take them."""
-    weight, kind = layer.weight.detach().float(), scheme.row.kind
-    amax, shared, block = layer.weight_quantizer.amax, None, None
-    if kind == "int4":
-        block = scheme.block
+def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts:
+    """The numbers of one of modelopt's quantized layers (nn.Linear or nn.Conv2d), as our layers take them.
+
+    Args:
+        grid: what `refined` rounded the weight to; None where modelopt's own ranges hold.
+    """
+    weight, kind, block = layer.weight.detach().float(), scheme.row.kind, scheme.block
+    amax, shared, zero = layer.weight_quantizer.amax, None, None
+    if grid is not None:
+        codes, scale, zero = on_grid(weight, grid)
+    elif kind == "int4":
         assert block is not None
         codes, scale = quantize_blocks(weight, block)
     elif kind == "nvfp4":
-        block = scheme.block
         assert block is not None
         made = quantize_nvfp4(weight, amax, block)
         codes, scale, shared = made.packed, made.scale, made.global_scale
     else:
-        amax = channel_amax(weight) if kind == "int8" else amax.float().reshape(())
+        amax = channel_amax(weight) if kind == "int8" else amax.float()
+        amax = amax if amax.numel() > 1 else amax.reshape(())
         codes, scale = quantize(weight, amax, kind), scale_of(amax.flatten() if amax.ndim else amax, kind)
     return QuantParts(
         scheme.format,
@@ -229,15 +195,17 @@ def parts_of(layer: Any, scheme: Scheme) -> QuantParts:
         codes,
         scale,
         shared,
-        block,
+        block if kind in BLOCKED else None,
         _input_scale(layer, scheme),
         _pre_scale(layer),
         None if layer.bias is None else layer.bias.detach().clone(),
+        zero,
+        scheme.row.dynamic,
     )
 
 
 def _input_scale(layer: Any, scheme: Scheme) -> Tensor | None:
-    if scheme.row.input is None:
+    if not scheme.has_ranges:
         return None
     amax: Tensor = layer.input_quantizer.amax.float().reshape(())
     return global_scale_of(amax) if scheme.row.kind == "nvfp4" else scale_of(amax, scheme.row.kind)
@@ -251,7 +219,7 @@ def _pre_scale(layer: Any) -> Tensor | None:
 def dead_note(layer: Any, scheme: Scheme) -> str:
     """What of a calibrated layer is always zero; empty if nothing is."""
     said = []
-    if scheme.row.input is not None and float(layer.input_quantizer.amax.max()) <= DEAD:
+    if scheme.has_ranges and float(layer.input_quantizer.amax.max()) <= DEAD:
         said.append("its input is zero on all calibration data: scale 1")
     zero = int((channel_amax(layer.weight) <= DEAD).sum())
     if zero:
@@ -259,9 +227,9 @@ def dead_note(layer: Any, scheme: Scheme) -> str:
     return "; ".join(said)
 
 
-def layer_of(layer: Any, scheme: Scheme) -> QuantLayer:
+def layer_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantLayer:
     """Our layer in the place of one of modelopt's."""
-    parts = parts_of(layer, scheme)
+    parts = parts_of(layer, scheme, grid)
     return QuantConv2d(parts, layer) if isinstance(layer, nn.Conv2d) else QuantLinear.from_parts(parts)
 
 

@@ -7,22 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openclaw_opt.artifacts import Model
 from openclaw_opt.errors import RecipeError
-from openclaw_opt.models.calibrate import Calibration, Progress, rows_reaching, run_batches, watched
+from openclaw_opt.models.calibrate import Calibration, Progress, run_batches, watched
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.folding import fold
-from openclaw_opt.models.linear import QuantLayer, replace_layer
-from openclaw_opt.models.modelopt import Scheme, calibrated, dead_note, layer_of, prove_equal
+from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear, replace_layer
+from openclaw_opt.models.modelopt import calibrated, dead_note, layer_of, prove_equal
+from openclaw_opt.models.plain import plain_parts
+from openclaw_opt.models.refining import refined
+from openclaw_opt.models.schemes import Algorithm, Ranges, Scheme
 from openclaw_opt.models.spec import ModelFacts
 from openclaw_opt.models.store import open_model, save_model
+from openclaw_opt.models.survey import Reach, ranges, refuse_broken_weights, survey
 from openclaw_opt.numerics.quantization import SqnrMeter, sqnr_db
 
+PLAIN: tuple[Algorithm, ...] = ("max", "rtn")
 Choose = Callable[[Mapping[str, int], str], list[str]]
 """Layers and their inputs, task → the layers to quantize."""
 
@@ -32,21 +37,43 @@ class Job:
     """The options of a quantize pass with every default filled in."""
 
     format: str
-    algorithm: Literal["max", "rtn", "smoothquant", "awq"]
+    algorithm: Algorithm
     alpha: float | None
     block: int | None
     least_rows: int = 0
     """Vectors every layer must see in calibration."""
+    ranges: Ranges = "max"
+    percentile: float | None = None
+    damping: float = 0.01
+    act_order: bool = True
+    per_channel: bool = False
 
     @property
     def scheme(self) -> Scheme:
-        return Scheme(self.format, self.algorithm, self.alpha, self.block)
+        return Scheme(
+            self.format,
+            self.algorithm,
+            self.alpha,
+            self.block,
+            self.ranges,
+            self.damping,
+            self.act_order,
+            self.per_channel,
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Is it what every algorithm is compared with: largest values, rounding to nearest?"""
+        return self.algorithm in PLAIN and self.ranges == "max"
 
     @property
     def title(self) -> str:
-        more = f", alpha {self.alpha:g}" if self.alpha is not None else ""
-        blocks = f", blocks of {self.block}" if self.block is not None else ""
-        return f"{self.format} ({self.algorithm}{more}{blocks})"
+        more = ", per channel" if self.per_channel else ""
+        more += f", alpha {self.alpha:g}" if self.alpha is not None else ""
+        more += f", blocks of {self.block}" if self.block is not None else ""
+        if self.ranges != "max":
+            more += f", {self.ranges} ranges" if self.percentile is None else f", percentile {self.percentile:g}"
+        return f"{self.format} ({self.algorithm}{more})"
 
 
 @dataclass
@@ -54,6 +81,7 @@ class Errors:
     """What each layer lost: the meters that fill while calibration data streams through."""
 
     output: dict[str, SqnrMeter] = field(default_factory=dict)
+    plain: dict[str, SqnrMeter] = field(default_factory=dict)
     proven: dict[str, float] = field(default_factory=dict)
 
 
@@ -87,12 +115,21 @@ def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progre
     reference = open_model(source.model)
     every = quantizable(reference, job)
     names = choose({name: inputs_of(layer) for name, layer in every.items()}, facts.task)
-    names, unreached = _reached(reference, names, calibration, job)
+    refuse_broken_weights(reference, names)
+    reach = _surveyed(reference, names, calibration, job, _part(progress, 0.0, 0.1))
+    names, unreached = _reached(names, reach)
     theirs = open_model(source.model)
-    said = calibrated(theirs, names, job.scheme, calibration, lambda part, text: progress(0.8 * part, text))
-    layers = {name: layer_of(theirs.get_submodule(name), job.scheme) for name in names}
-    errors = measure(reference, theirs, layers, calibration, lambda part, text: progress(0.8 + 0.15 * part, text))
-    rows = [_row(name, reference, theirs, layers[name], job, errors, said) for name in names]
+    said = calibrated(theirs, names, job.scheme, calibration, _part(progress, 0.1, 0.5))
+    grids = refined(theirs, names, job.scheme, calibration, _part(progress, 0.5, 0.75))
+    if job.scheme.searches_ranges:
+        assert calibration is not None
+        _set_ranges(reference, theirs, names, job, calibration, _part(progress, 0.75, 0.8))
+    layers = {name: layer_of(theirs.get_submodule(name), job.scheme, grids.get(name)) for name in names}
+    plain = (
+        {} if job.is_plain else {name: _plain(reference.get_submodule(name), job, reach.get(name)) for name in names}
+    )
+    errors = measure(reference, theirs, Compared(layers, plain), calibration, _part(progress, 0.8, 0.95))
+    rows = [_row(name, reference, theirs, Compared(layers, plain), job, errors, said) for name in names]
     progress(0.95, "folding input factors")
     made, folded = assemble(source, layers)
     sentence = f"{len(names)} of {len(every)} linear layers to {job.title}"
@@ -116,6 +153,8 @@ def _calibration_row(calibration: Calibration | None, job: Job, seconds: float) 
         "algorithm": job.algorithm,
         "alpha": job.alpha,
         "block": job.block,
+        "ranges": job.ranges,
+        "percentile": job.percentile,
         "seconds": round(seconds, 3),
     }
 
@@ -132,60 +171,99 @@ def inputs_of(layer: nn.Module) -> int:
     return prod(layer.weight.shape[1:])
 
 
-def _reached(
-    module: nn.Module, names: Sequence[str], calibration: Calibration | None, job: Job
-) -> tuple[list[str], list[str]]:
-    """Layers that calibration data runs through, and those it does not: the model's output does not depend on these."""
+def _part(progress: Progress, start: float, end: float) -> Progress:
+    """A piece of the whole: 0 is `start`, 1 is `end`."""
+    return lambda part, text: progress(start + part * (end - start), text)
+
+
+def _surveyed(
+    module: nn.Module, names: Sequence[str], calibration: Calibration | None, job: Job, progress: Progress
+) -> Mapping[str, Reach]:
+    """What calibration data does to each layer; empty without any. RecipeError where a layer sees too little."""
     if calibration is None:
-        return list(names), []
-    rows = rows_reaching(module, names, calibration)
-    for name, count in rows.items():
-        if 0 < count < job.least_rows and isinstance(module.get_submodule(name), nn.Linear):
+        return {}
+    reach = survey(module, names, calibration, progress)
+    for name, seen in reach.items():
+        if 0 < seen.rows < job.least_rows and isinstance(module.get_submodule(name), nn.Linear):
             raise RecipeError(
-                f"{job.algorithm} needs at least {job.least_rows} calibration vectors, {name} sees {count}",
+                f"{job.algorithm} needs at least {job.least_rows} calibration vectors, {name} sees {seen.rows}",
                 where="data.calibration.samples",
                 fix="raise data.calibration.samples, or algorithm: max",
             )
-    reached = [name for name in names if rows[name]]
+    return reach
+
+
+def _reached(names: Sequence[str], reach: Mapping[str, Reach]) -> tuple[list[str], list[str]]:
+    """Layers that calibration data runs through, and those it does not: the model's output does not depend on these."""
+    if not reach:
+        return list(names), []
+    reached = [name for name in names if reach[name].rows]
     if not reached:
         raise RecipeError("calibration data reaches no layer that is to be quantized", where="quantize.keep")
-    return reached, [name for name in names if not rows[name]]
+    return reached, [name for name in names if not reach[name].rows]
+
+
+def _set_ranges(
+    reference: nn.Module,
+    theirs: nn.Module,
+    names: Sequence[str],
+    job: Job,
+    calibration: Calibration,
+    progress: Progress,
+) -> None:
+    """Give modelopt's input quantizers the ranges that histograms of the float model's inputs say."""
+    quantizers: dict[str, Any] = {name: theirs.get_submodule(name).input_quantizer for name in names}
+    factors = {name: quantizer.pre_quant_scale for name, quantizer in quantizers.items()}
+    tops = {name: float(quantizer.amax.max()) for name, quantizer in quantizers.items()}
+    choice = (job.ranges, job.scheme.row.kind, 100.0 if job.percentile is None else job.percentile)
+    for name, value in ranges(reference, factors, tops, calibration, choice, progress).items():
+        quantizers[name].amax = torch.full_like(quantizers[name].amax, value)
+
+
+def _plain(layer: nn.Module, job: Job, reach: Reach | None) -> QuantLayer:
+    """The layer with largest values for ranges and its weight rounded to nearest: what an algorithm is to beat."""
+    parts = plain_parts(layer, job.scheme, 0.0 if reach is None else reach.largest)
+    return QuantConv2d(parts, layer) if isinstance(layer, nn.Conv2d) else QuantLinear.from_parts(parts)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Our layers, and the plain ones beside them (none where ours are plain)."""
+
+    ours: Mapping[str, QuantLayer]
+    plain: Mapping[str, QuantLayer]
 
 
 def measure(
-    reference: nn.Module,
-    theirs: nn.Module,
-    layers: Mapping[str, QuantLayer],
-    calibration: Calibration | None,
-    progress: Callable[[float, str], None],
+    reference: nn.Module, theirs: nn.Module, layers: Compared, calibration: Calibration | None, progress: Progress
 ) -> Errors:
     """Prove each layer on the first inputs it sees, and meter its output on all; without data on random inputs alone."""
     errors = Errors()
     if calibration is None:
-        for name, layer in layers.items():
+        for name, layer in layers.ours.items():
             x = torch.randn(64, inputs_of(reference.get_submodule(name)), generator=torch.Generator().manual_seed(0))
             errors.proven[name] = prove_equal(name, theirs.get_submodule(name), layer, x)
         return errors
 
     def seen(name: str, x: Tensor, y: Tensor) -> None:
         if name not in errors.proven:
-            errors.proven[name] = prove_equal(name, theirs.get_submodule(name), layers[name], x)
-        errors.output.setdefault(name, SqnrMeter()).add(y, layers[name](x))
+            errors.proven[name] = prove_equal(name, theirs.get_submodule(name), layers.ours[name], x)
+        errors.output.setdefault(name, SqnrMeter()).add(y, layers.ours[name](x))
+        if name in layers.plain:
+            errors.plain.setdefault(name, SqnrMeter()).add(y, layers.plain[name](x))
 
-    with watched(reference, list(layers), seen):
+    with watched(reference, list(layers.ours), seen):
         run_batches(reference, calibration, progress, "measuring each layer's error")
     return errors
 
 
 def _row(
-    name: str, reference: nn.Module, theirs: nn.Module, layer: QuantLayer, job: Job, errors: Errors, said: Sequence[str]
+    name: str, reference: nn.Module, theirs: nn.Module, layers: Compared, job: Job, errors: Errors, said: Sequence[str]
 ) -> dict[str, Any]:
     """A row of the report's layer table."""
-    weight, values = reference.get_submodule(name).weight, layer.weight_values(torch.float32)
+    weight = reference.get_submodule(name).weight
     assert isinstance(weight, Tensor)
-    if layer.pre_scale is not None:
-        values = values * layer.pre_scale
-    meter = errors.output.get(name)
+    meter, plain = errors.output.get(name), errors.plain.get(name)
     notes = [dead_note(theirs.get_submodule(name), job.scheme), *(text for text in said if name in text)]
     if name == "head" and isinstance(reference, Decoder) and reference.spec.tied:
         notes.append("was tied to the embedding, which stays float")
@@ -193,10 +271,18 @@ def _row(
         "name": name,
         "format": job.format,
         "parameters": weight.numel(),
-        "weight_sqnr_db": sqnr_db(weight, values),
+        "weight_sqnr_db": sqnr_db(weight, _weight_of(layers.ours[name])),
         "output_sqnr_db": None if meter is None else meter.db,
+        "plain_weight_sqnr_db": sqnr_db(weight, _weight_of(layers.plain[name])) if name in layers.plain else None,
+        "plain_output_sqnr_db": None if plain is None else plain.db,
         "note": "; ".join(note for note in notes if note),
     }
+
+
+def _weight_of(layer: QuantLayer) -> Tensor:
+    """What stands for the weight: the low-bit numbers times the factors of the input."""
+    values = layer.weight_values(torch.float32)
+    return values if layer.pre_scale is None else values * layer.pre_scale
 
 
 def assemble(source: Input, layers: Mapping[str, QuantLayer]) -> tuple[nn.Module, list[str]]:

@@ -15,7 +15,7 @@ from openclaw_opt.errors import RecipeError
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 RopeType = Literal["default", "linear", "llama3", "yarn", "longrope"]
-WeightKind = Literal["int8", "int4", "fp8", "nvfp4"]
+WeightKind = Literal["int8", "int4", "uint4", "fp8", "nvfp4"]
 
 
 class RopeSpec(Facts):
@@ -116,6 +116,8 @@ class LayerQuant(Facts):
     """One scale per output channel; for kinds without blocks."""
     input_scale: bool = False
     """Activations are quantized too."""
+    dynamic: bool = False
+    """Activations are quantized with a scale a token, found when it runs."""
     pre_scale: bool = False
     """The input is multiplied with a vector first (SmoothQuant, AWQ)."""
 

@@ -4,36 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from openclaw_opt.artifacts import Model
 from openclaw_opt.errors import RecipeError, nearest
-from openclaw_opt.formats import FORMATS, Format
+from openclaw_opt.formats import FORMATS, KV_CACHE, UNREALISED, Format
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
 from openclaw_opt.targets import Target, formats_of
 
 if TYPE_CHECKING:
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
-Algorithm = Literal["max", "smoothquant", "rtn", "awq"]
+Algorithm = Literal["max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"]
+Ranges = Literal["max", "percentile", "mse", "entropy"]
 Sizes = Mapping[str, int]
 """Name of a linear layer → its inputs (K)."""
 
 ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "int8": ("smoothquant", "max"),
-    "int8_weight_only": ("max",),
-    "int4": ("awq", "rtn"),
+    "int8_per_token": ("max",),
+    "int8_weight_only": ("max", "gptq"),
+    "int4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
+    "uint4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
     "fp8": ("max",),
     "nvfp4": ("max",),
 }
 """Legal for each format; the first is what `auto` takes for decoders."""
 PLAIN: tuple[Algorithm, ...] = ("max", "rtn")
 """What `auto` takes for encoders and vision models, where input factors cannot move into a norm."""
+RANGES: dict[str, tuple[Ranges, ...]] = {
+    "int8": ("max", "percentile", "mse", "entropy"),
+    "int8_per_token": ("max",),
+    "int8_weight_only": ("max", "mse"),
+    "int4": ("max", "mse"),
+    "uint4": ("max", "mse"),
+    "fp8": ("max", "percentile", "mse"),
+    "nvfp4": ("max",),
+}
+"""How ranges may be found. Entropy needs levels of equal width; NVFP4 finds the scales of its blocks when it runs."""
+ON_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "gptq", "awq_gptq")
+COMPENSATES: tuple[Algorithm, ...] = ("gptq", "awq_gptq")
 NEEDS_DATA = frozenset({"int8", "fp8", "nvfp4"})
 SMOOTHQUANT_TOKENS = 1024
 DEFAULT_ALPHA = 0.5
+DEFAULT_PERCENTILE = 99.99
+DEFAULT_DAMPING = 0.01
 DEFAULT_KEEP = {"decoder": ("head",), "encoder": (), "vision": ("model.classifier*",)}
 BLOCKS = (16, 32, 64, 128, 256)
 NVFP4_BLOCK = 16
@@ -42,7 +59,8 @@ NVFP4_BLOCK = 16
 class Quantize(Pass):
     """Store the weights of linear layers in few bits and, where the format says so, quantize their inputs too.
 
-    nvidia-modelopt calibrates. Every layer is proven equal to its fake-quantized one; embeddings and norms stay float.
+    nvidia-modelopt finds ranges and input factors; GPTQ, clip search, zero points and ranges from histograms are our own.
+    Every layer is proven equal to the fake-quantized one that was calibrated; embeddings and norms stay float.
     """
 
     kind: ClassVar[Kind] = "lossy"
@@ -51,22 +69,52 @@ class Quantize(Pass):
     reads: ClassVar[tuple[str, ...]] = ("calibration",)
     essential: ClassVar[tuple[str, ...]] = ("format",)
 
-    format: Literal["int8", "int8_weight_only", "int4", "fp8", "nvfp4"]
+    format: Literal["int8", "int8_per_token", "int8_weight_only", "int4", "uint4", "fp8", "nvfp4"]
     """Number format; a row of `openclaw-opt list formats`."""
-    algorithm: Literal["auto", "max", "smoothquant", "rtn", "awq"] = "auto"
-    """How scales are found. int8: smoothquant, max; int8_weight_only, fp8, nvfp4: max; int4: awq, rtn.
+    algorithm: Literal["auto", "max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"] = "auto"
+    """How weights are rounded. int8: smoothquant, max; int8_weight_only: max, gptq; int8_per_token, fp8, nvfp4: max;
+    int4, uint4: gptq (ranges clipped, errors made up for by later columns), awq_gptq (after awq's factors), awq_full (factors and
+    clipped ranges), awq (factors), rtn.
 
     `auto` is the first of these for decoders, and max or rtn for encoders and vision models."""
+    calibration: Ranges = "max"
+    """How ranges are found. int8, fp8: of activations, the largest value seen, a percentile of the values, the least squared
+    error, or (int8) the least divergence. Weight-only formats with rtn or max: of weights, max or mse."""
+    percentile: Annotated[float, Field(gt=50, le=100)] | None = None
+    """`calibration: percentile`: how many of the values lie within the range, in percent. Default 99.99."""
+    damping: Annotated[float, Field(gt=0, le=1)] | None = None
+    """gptq: what is added to the diagonal of the inputs' products, as a share of its mean. Default 0.01."""
+    act_order: bool | None = None
+    """gptq: round the columns with the largest inputs first. Default true."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """SmoothQuant: how much of the activations' range moves into the weights, 0 to 1. Default 0.5."""
     block: Annotated[int, Field(gt=0)] | None = None
-    """int4, nvfp4: inputs that share a weight scale; must divide the inputs of every layer. Default: the format's."""
+    """int4, uint4, nvfp4: inputs that share a weight scale; must divide the inputs of every layer. Default: the format's."""
+    per_channel: bool | None = None
+    """fp8: a scale for each output channel of a weight; default one for the whole weight. Integers always have one a channel."""
     keep: tuple[str, ...] | None = None
     """Layers that stay float, as patterns of module names (`head`, `layers.0.*`).
 
     Default: `head` for decoders, the classifier for vision models, nothing for encoders."""
+    kv_cache: Literal["float"] = "float"
+    """Type of the key/value cache: `float`, that of the graph. Low-bit caches are refused with the reason."""
     batch_size: Annotated[int, Field(gt=0)] = 4
     """Calibration sequences that run at once; memory grows with it."""
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _refuse_what_nothing_realises(cls, word: Any) -> Any:
+        if isinstance(word, str) and word in UNREALISED:
+            why, near = UNREALISED[word]
+            raise RecipeError(f"format: {word} is not realised: {why}", fix=near)
+        return word
+
+    @field_validator("kv_cache", mode="before")
+    @classmethod
+    def _refuse_low_bit_caches(cls, word: Any) -> Any:
+        if word != "float":
+            raise RecipeError(f"kv_cache: {KV_CACHE}", fix="kv_cache: float")
+        return word
 
     @property
     def row(self) -> Format:
@@ -109,6 +157,8 @@ class Quantize(Pass):
         legal = [FORMATS[name] for name in formats_of(target, backend)]
         near = min(legal, key=lambda row: _distance(self.row, row), default=None)
         what = f"{backend} does not realise {self.format} on {target.title}"
+        if self.row.limits and backend not in self.row.backends:
+            what += f": {self.row.limits}"
         if backend == "tensorrt" and backend in self.row.backends:
             needs, has = (f"{major}.{minor}" for major, minor in (self.row.compute, target.compute))
             what += f": it needs compute capability {needs}, the target has {has}"
@@ -119,8 +169,15 @@ class Quantize(Pass):
         if algorithm not in legal:
             fix = f"algorithm: {legal[0]}" if len(legal) == 1 else nearest(algorithm, legal)
             return [Complaint(f"{algorithm} is no algorithm for {self.format}", "algorithm", fix)]
+        found += self._range_options(algorithm)
+        if algorithm not in COMPENSATES:
+            for option in ("damping", "act_order"):
+                if getattr(self, option) is not None:
+                    found.append(Complaint(f"{option} has no effect with {algorithm}", option, "leave it out"))
         if self.alpha is not None and algorithm != "smoothquant":
             found.append(Complaint(f"alpha has no effect with {algorithm}", "alpha", "leave it out"))
+        if self.per_channel is not None and self.format != "fp8":
+            found.append(Complaint(f"per_channel has no effect with {self.format}", "per_channel", "leave it out"))
         if self.block is not None and self.row.block is None:
             found.append(Complaint(f"block has no effect with {self.format}", "block", "leave it out"))
         elif self.format == "nvfp4" and self.block_size() != NVFP4_BLOCK:
@@ -129,6 +186,17 @@ class Quantize(Pass):
             near = min(BLOCKS, key=lambda size: abs(size - (self.block or 0)))
             found.append(Complaint(f"no runtime has blocks of {self.block}", "block", f"block: {near}"))
         return found
+
+    def _range_options(self, algorithm: Algorithm) -> list[Complaint]:
+        legal = RANGES[self.format]
+        if self.calibration not in legal:
+            why = f"{self.format} has no {self.calibration} calibration"
+            return [Complaint(why, "calibration", f"legal: {', '.join(legal)}")]
+        if self.row.weight_only and self.calibration != "max" and algorithm not in PLAIN:
+            return [Complaint(f"{algorithm} finds its own ranges", "calibration", "leave it out")]
+        if self.percentile is not None and self.calibration != "percentile":
+            return [Complaint("percentile has no effect without it", "percentile", "calibration: percentile")]
+        return []
 
     def _data(self, view: View) -> list[Complaint]:
         source, algorithm = view.calibration, self.algorithm_for(view.spec.task)
@@ -148,7 +216,7 @@ class Quantize(Pass):
         return []
 
     def _needs_data(self, algorithm: Algorithm) -> bool:
-        return self.format in NEEDS_DATA or algorithm == "awq"
+        return self.format in NEEDS_DATA or algorithm in ON_INPUTS
 
     def _architecture(self, spec: DecoderSpec | HfSpec) -> list[Complaint]:
         if spec.family == "resnet" and self.format not in ("int8", "fp8"):
@@ -201,6 +269,11 @@ class Quantize(Pass):
             alpha=(DEFAULT_ALPHA if self.alpha is None else self.alpha) if algorithm == "smoothquant" else None,
             block=self.block_size(),
             least_rows=SMOOTHQUANT_TOKENS if algorithm == "smoothquant" else 0,
+            ranges=self.calibration,
+            percentile=(self.percentile or DEFAULT_PERCENTILE) if self.calibration == "percentile" else None,
+            damping=DEFAULT_DAMPING if self.damping is None else self.damping,
+            act_order=self.act_order is not False,
+            per_channel=bool(self.per_channel),
         )
         batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
         made = quantize_model(Input(source, facts, batches), work.folder, job, self.chosen, work.progress)

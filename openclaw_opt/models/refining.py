@@ -1,0 +1,87 @@
+"""Our own algorithms, on layers that nvidia-modelopt has put its quantizers on: GPTQ, clip search, zero points.
+
+Each finds a grid for the weight and rounds the weight to it, in place. modelopt's quantizer is then set to that grid, which
+leaves such a weight as it is: its fake-quantized layer still is what our layer is proven against. modelopt has no quantizer
+with zero points; there its layer keeps the rounded weight and does not quantize it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openclaw_opt.errors import RecipeError
+from openclaw_opt.models.calibrate import Calibration, Progress
+from openclaw_opt.models.layerwise import each_gram
+from openclaw_opt.models.schemes import Scheme
+from openclaw_opt.numerics.clipping import block_grams, clipped_grid
+from openclaw_opt.numerics.gptq import NotPositive, gptq
+from openclaw_opt.numerics.grid import AFFINE, Grid, grid_of
+from openclaw_opt.numerics.quantization import TOP
+
+
+@torch.no_grad()
+def refined(
+    module: nn.Module, names: Sequence[str], scheme: Scheme, calibration: Calibration | None, progress: Progress
+) -> dict[str, Grid]:
+    """Round the weights of the layers in `names` as the scheme asks, in place.
+
+    Returns:
+        The grid of each layer; empty where modelopt's own rounding is what was asked.
+
+    Raises:
+        RecipeError: calibration inputs of a layer hold no usable numbers; it is named.
+    """
+    grids: dict[str, Grid] = {}
+    if scheme.uses_inputs:
+        assert calibration is not None
+
+        def change(name: str, gram: Tensor) -> None:
+            grids[name] = _with_inputs(name, module.get_submodule(name), scheme, gram)
+
+        each_gram(module, names, calibration, change, progress)
+    elif scheme.row.kind == AFFINE or scheme.clips_weights:
+        for name in names:
+            grids[name] = _alone(module.get_submodule(name), scheme)
+    return grids
+
+
+def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor) -> Grid:
+    factors = layer.input_quantizer.pre_quant_scale
+    if factors is not None:
+        spread = factors.float().flatten()
+        gram = gram * spread[:, None] * spread
+    weight = layer.weight.float()
+    block = scheme.block or weight.shape[1]
+    grid = clipped_grid(weight, scheme.row.kind, block, block_grams(gram, block))
+    values = grid.rounded(weight)
+    if scheme.compensates:
+        try:
+            values = gptq(weight, gram, grid, damping=scheme.damping, act_order=scheme.act_order).values
+        except NotPositive as error:
+            raise RecipeError(
+                f"gptq: {error}", where=name, fix="more calibration samples, or algorithm: awq"
+            ) from error
+    return _put(layer, grid, values)
+
+
+def _alone(layer: Any, scheme: Scheme) -> Grid:
+    weight = layer.weight.float()
+    block = scheme.block or weight.shape[1]
+    kind = scheme.row.kind
+    grid = clipped_grid(weight, kind, block) if scheme.clips_weights else grid_of(weight, kind, block)
+    return _put(layer, grid, grid.rounded(weight))
+
+
+def _put(layer: Any, grid: Grid, values: Tensor) -> Grid:
+    """Give the layer the rounded weight, and modelopt's quantizer the grid it lies on."""
+    layer.weight.copy_(values.to(layer.weight.dtype))
+    if grid.zero is not None:
+        layer.weight_quantizer.disable()
+        return grid
+    amax = layer.weight_quantizer.amax
+    layer.weight_quantizer.amax = (grid.scale * TOP[grid.kind]).reshape(amax.shape).to(amax.dtype)
+    return grid

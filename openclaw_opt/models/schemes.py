@@ -1,0 +1,99 @@
+"""What may be asked of quantized layers: a number format's settings for nvidia-modelopt, and a scheme, which names one with an algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from openclaw_opt.models.spec import WeightKind
+
+INT8 = {"num_bits": 8}
+FP8 = {"num_bits": (4, 3)}
+
+
+Ranges = Literal["max", "percentile", "mse", "entropy"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How modelopt's quantizers are set for one format. `block` is filled in where it is asked for."""
+
+    kind: WeightKind
+    weight: Mapping[str, Any]
+    input: Mapping[str, Any] | None = None
+    dynamic: bool = False
+    """Ranges of activations are found for each token when it runs."""
+
+
+ROWS: dict[str, Row] = {
+    "int8": Row("int8", {**INT8, "axis": 0}, INT8),
+    "int8_per_token": Row(
+        "int8", {**INT8, "axis": 0}, {**INT8, "type": "dynamic", "block_sizes": {-1: None}}, dynamic=True
+    ),
+    "int8_weight_only": Row("int8", {**INT8, "axis": 0}),
+    "int4": Row("int4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
+    "uint4": Row("uint4", {"num_bits": 4, "block_sizes": {-1: None, "type": "static"}}),
+    "fp8": Row("fp8", FP8, FP8),
+    "nvfp4": Row(
+        "nvfp4",
+        {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
+        {"num_bits": (2, 1), "block_sizes": {-1: None, "type": "dynamic", "scale_bits": (4, 3)}},
+    ),
+}
+BLOCKED = ("int4", "uint4", "nvfp4")
+Algorithm = Literal["max", "rtn", "smoothquant", "awq", "awq_full", "gptq", "awq_gptq"]
+SCALES_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "awq_gptq")
+"""Algorithms that begin with AWQ's search for input factors."""
+SWEEPS: dict[Algorithm, int] = {
+    "max": 1, "rtn": 1, "smoothquant": 1, "awq": 2, "awq_full": 2, "gptq": 1, "awq_gptq": 2
+}  # fmt: skip
+"""How often each algorithm runs the calibration data."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is asked of the layers: a row of formats.py, the algorithm, its parameters."""
+
+    format: str
+    algorithm: Algorithm
+    alpha: float | None = None
+    block: int | None = None
+    ranges: Ranges = "max"
+    damping: float = 0.01
+    act_order: bool = True
+    per_channel: bool = False
+    """fp8: a scale for each output channel of a weight in place of one for the whole."""
+
+    @property
+    def row(self) -> Row:
+        return ROWS[self.format]
+
+    @property
+    def needs_data(self) -> bool:
+        """Does modelopt's own part of it run the model?"""
+        return self.has_ranges or self.algorithm in ("smoothquant", *SCALES_INPUTS)
+
+    @property
+    def has_ranges(self) -> bool:
+        """Are ranges of activations fixed by calibration?"""
+        return self.row.input is not None and not self.row.dynamic
+
+    @property
+    def compensates(self) -> bool:
+        return self.algorithm in ("gptq", "awq_gptq")
+
+    @property
+    def uses_inputs(self) -> bool:
+        """Are weights rounded with what their inputs are?"""
+        return self.compensates or self.algorithm == "awq_full"
+
+    @property
+    def searches_ranges(self) -> bool:
+        """Are the ranges of activations found from histograms?"""
+        return self.ranges != "max" and self.has_ranges
+
+    @property
+    def clips_weights(self) -> bool:
+        """Are weight ranges searched for the least squared error of the weight?"""
+        return self.ranges == "mse" and self.row.input is None

@@ -1,0 +1,100 @@
+"""GPTQ: round a weight column by column, and let the columns not yet rounded make up for the error.
+
+For y = W·x with inputs x seen in calibration, rounding W to Ŵ costs ‖(W − Ŵ)X‖² = tr((W − Ŵ) H (W − Ŵ)ᵀ), H = Σ x·xᵀ. With
+U the upper Cholesky factor of (H + λ·mean(diag H)·I)⁻¹, rounding column j leaves the error e = (w_j − ŵ_j) / U_jj, and the
+columns after it become w_k − e·U_jk. Updates beyond STRIDE columns are done together.
+
+Scales and zero points are fixed before any column is changed. So `act_order`, which takes the columns with the largest H_jj
+first, leaves the blocks where they are in memory. An input that is always zero (H_jj = 0) is rounded to nearest and changes
+nothing else.
+
+Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+https://arxiv.org/abs/2210.17323.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openclaw_opt.numerics.grid import Grid
+
+STRIDE = 128
+LEAST_DAMPING, MOST_DAMPING = 1e-4, 1.0
+
+
+class NotPositive(ArithmeticError):
+    """H has no Cholesky factor, however much it is damped: it holds NaN or infinity."""
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """What came out: float32 [N, K] on the grid, and the damping that was needed."""
+
+    values: Tensor
+    damping: float
+
+
+def gptq(weight: Tensor, gram: Tensor, grid: Grid, *, damping: float = 0.01, act_order: bool = True) -> Gptq:
+    """Round `weight` to `grid`.
+
+    Args:
+        weight: [N, K], any float.
+        gram: float32 [K, K], Σ x·xᵀ over the calibration inputs, in any scale.
+        grid: scales (and zero points) of the weight.
+        damping: λ. Raised tenfold while no Cholesky factor exists, at most to MOST_DAMPING.
+        act_order: largest H_jj first.
+
+    Raises:
+        NotPositive: no factor with MOST_DAMPING.
+    """
+    columns = weight.shape[1]
+    block = columns // grid.scale.shape[1]
+    hessian = _without_unused(gram)
+    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
+    factor, used = _factor(hessian[order][:, order], damping)
+    work = weight.float()[:, order]
+    rounded = torch.empty_like(work)
+    for start in range(0, columns, STRIDE):
+        stop = min(start + STRIDE, columns)
+        errors = torch.empty_like(work[:, start:stop])
+        for j in range(start, stop):
+            rounded[:, j] = grid.column(work[:, j], int(order[j]) // block)
+            errors[:, j - start] = (work[:, j] - rounded[:, j]) / factor[j, j]
+            work[:, j + 1 : stop] -= errors[:, j - start, None] * factor[j, j + 1 : stop]
+        work[:, stop:] -= errors @ factor[start:stop, stop:]
+    return Gptq(rounded[:, order.argsort()].contiguous(), used)
+
+
+def _without_unused(gram: Tensor) -> Tensor:
+    """H in units of its mean diagonal, with ones on the diagonal of unused inputs."""
+    diagonal = gram.diagonal()
+    unused = diagonal == 0
+    mean = diagonal[~unused].mean() if bool((~unused).any()) else diagonal.new_ones(())
+    hessian = gram.float() / mean
+    hessian[unused, unused] = 1.0
+    return hessian
+
+
+def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Upper Cholesky factor of the damped inverse, and the damping that gave one."""
+    mean = hessian.diagonal().mean()
+    while True:
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not int(failed) and bool(upper.isfinite().all()):
+                return upper, damping
+        if damping >= MOST_DAMPING or not bool(hessian.isfinite().all()):
+            raise NotPositive("the matrix of calibration inputs has no Cholesky factor")
+        damping = min(MOST_DAMPING, max(damping, LEAST_DAMPING) * 10)
+
+
+def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
+    """tr((W − Ŵ) H (W − Ŵ)ᵀ), the squared output error summed over the inputs that `gram` is of; float64 inside."""
+    difference = (weight - rounded).double()
+    return float(((difference @ gram.double()) * difference).sum())

@@ -1,0 +1,84 @@
+"""The grid a weight is rounded to: one scale, and for asymmetric codes one zero point, a block of inputs.
+
+    code = clamp(round(w / scale) + zero, low, high),   ŵ = (code − zero) · scale
+
+Symmetric grids have zero 0. An asymmetric block spans [min(w, 0), max(w, 0)] in 15 steps, so that 0 is always a code:
+scale = (max − min) / 15, zero = round(−min / scale). A block whose span is at most DEAD has scale 1. Rounding is half to even.
+
+Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html, https://arxiv.org/abs/1712.05877 (zero points).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openclaw_opt.numerics.quantization import BOTTOM, DEAD, TOP, blocked, scale_of
+
+ASYMMETRIC_TOP = 15.0
+AFFINE = "uint4"
+"""The asymmetric kind: codes 0 to 15 and a zero point a block."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scales of one weight [N, K].
+
+    Attributes:
+        kind: `int4`, `int8` or `uint4`.
+        scale: float32 [N, blocks].
+        zero: float32 [N, blocks] of whole numbers; None for symmetric codes.
+    """
+
+    kind: str
+    scale: Tensor
+    zero: Tensor | None = None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest code."""
+        return (0.0, ASYMMETRIC_TOP) if self.kind == AFFINE else (BOTTOM[self.kind], TOP[self.kind])
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """[N, K] -> float32 codes [N, K]."""
+        scale, zero = self._spread(weight.shape[1])
+        low, high = self.limits
+        return ((weight.float() / scale).round() + zero).clamp(low, high)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Codes [N, K] -> what they stand for, float32 [N, K]."""
+        scale, zero = self._spread(codes.shape[1])
+        return (codes.float() - zero) * scale
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """[N, K] -> the nearest values of the grid, float32."""
+        return self.values(self.codes(weight))
+
+    def column(self, weight: Tensor, block: int) -> Tensor:
+        """One column [N] that lies in `block`, rounded: float32 [N]."""
+        low, high = self.limits
+        zero = 0.0 if self.zero is None else self.zero[:, block]
+        scale = self.scale[:, block]
+        return (((weight / scale).round() + zero).clamp(low, high) - zero) * scale
+
+    def _spread(self, columns: int) -> tuple[Tensor, Tensor | float]:
+        repeat = columns // self.scale.shape[1]
+        zero: Tensor | float = 0.0 if self.zero is None else self.zero.repeat_interleave(repeat, 1)
+        return self.scale.repeat_interleave(repeat, 1), zero
+
+
+def grid_of(weight: Tensor, kind: str, block: int, shrink: Tensor | float = 1.0) -> Grid:
+    """The grid whose ends are the largest values of each block of [N, K], times `shrink` (broadcast over [N, blocks]).
+
+    Raises:
+        ValueError: `block` does not divide K.
+    """
+    parts = blocked(weight, block)
+    if kind != AFFINE:
+        return Grid(kind, scale_of(parts.abs().amax(-1) * shrink, kind))
+    high, low = parts.amax(-1).clamp_min(0) * shrink, parts.amin(-1).clamp_max(0) * shrink
+    span = high - low
+    scale = torch.where(span > DEAD, span / ASYMMETRIC_TOP, torch.ones_like(span))
+    return Grid(kind, scale, (-low / scale).round().clamp(0, ASYMMETRIC_TOP))
