@@ -70,7 +70,7 @@ def test_a_decoder_builds_and_runs_in_what_was_asked(
         lowered(Tiny(format=kind), tmp_path), row, OPTIONS, tmp_path / "engine", lambda *event: seen.append(event)
     )
     facts = engine.facts
-    assert names(engine.folder) == {f"engine-{row.sm}.plan", "build.log", "engine.json"}
+    assert names(engine.folder) == {f"engine-{row.sm}.plan", "build.log", "layers.json", "engine.json"}
     assert [kernels.profile for kernels in facts.kernels] == ["prefill", "decode"]
     assert facts.kernels[1].per_layer is not None
     assert facts.kernels[1].per_layer <= per_layer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openclaw_opt.artifacts import LayerFormat
-from openclaw_opt.backends import trt_errors, trt_log
+from openclaw_opt.backends import trt_errors, trt_kernels, trt_log
 from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,7 +30,7 @@ def asked(kind: str) -> list[LayerFormat]:
 
 def test_kernels_of_a_real_log() -> None:
     log = golden("fp8-sm89")
-    prefill, decode = trt_log.kernel_rows(log, PROFILES)
+    prefill, decode = map(trt_kernels.kernel_row, trt_kernels.profile_layers(log, PROFILES, "e.plan"))
     assert (prefill.kernels, decode.kernels) == (22, 13)
     assert decode.by_type == {"gemm": 5, "kgen": 8}
     assert (prefill.activation_bytes, decode.activation_bytes) == (8253952, 8195584)
@@ -119,7 +119,7 @@ def test_profiles_are_told_apart_by_graph_number_when_a_kernel_does_not_name_its
     ],
 )  # fmt: skip
 def test_what_the_builder_says_becomes_what_to_do(line: str, kind: type[OptError], says: str) -> None:
-    lines = trt_log.problems(["[INFO] fine", line])
-    error = trt_errors.refused(lines, Path("build.log"))
+    lines = ["[INFO] fine", line]
+    error = trt_errors.refused(trt_log.problems(lines), Path("build.log"), trt_log.shortages(lines))
     assert type(error) is kind
     assert says in str(error)

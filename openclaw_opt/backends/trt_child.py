@@ -35,8 +35,9 @@ class Shapes(TypedDict):
 
 class Request(TypedDict):
     module: str
-    compute: list[int]
-    """Major and minor compute capability; TensorRT-RTX only, the data-centre builder takes the GPU it finds."""
+    compute: list[list[int]]
+    """Major and minor of every compute capability the engine is to hold; TensorRT-RTX only, the data-centre builder takes
+    the GPU it finds."""
     onnx: str
     plan: str
     log: str
@@ -171,9 +172,9 @@ def configure(trt: Any, builder: Any, request: Request, monitor: Any) -> Any:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor
     if hasattr(config, "set_compute_capability"):
-        major, minor = request["compute"]
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), 0)
+        config.num_compute_capabilities = len(request["compute"])
+        for index, (major, minor) in enumerate(request["compute"]):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), index)
     for wanted in request["profiles"]:
         profile = builder.create_optimization_profile()
         for name, shapes in wanted["shapes"].items():

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from openclaw_opt.artifacts import KernelRow, LayerFormat, ReceiptRow
+from openclaw_opt.artifacts import LayerFormat, ReceiptRow
 
 TRIED = ("tensorrt_rtx 1.7.",)
 """Versions whose log the golden tests hold."""
@@ -72,9 +71,15 @@ class Kernel:
     nodes: tuple[str, ...]
     """ONNX nodes it computes, wholly or in part."""
     profile: int
+    tactic: str = ""
 
     def serves(self, layer: str) -> bool:
         return any(node == layer or node.startswith((f"{layer}.", f"{layer}/")) for node in self.nodes)
+
+    @property
+    def is_attention(self) -> bool:
+        """A fused attention; the compiler generates it like a pointwise kernel."""
+        return "_mha_" in self.name
 
     def weight(self, dtypes: Sequence[str]) -> Tensor | None:
         """The largest constant of these element types; single numbers do not count."""
@@ -96,6 +101,7 @@ _LAYER = re.compile(
     r"Outputs: \[(?P<outputs>.*?)\](?P<rest>, (?:TacticName|TacticValue|StreamId|Metadata).*|)$"
 )
 _TENSOR = re.compile(r"Name: .*?, Dimensions: \[(?P<dims>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)")
+_TACTIC = re.compile(r", TacticName: ([^,]+)")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 _PROFILE = re.compile(r"\[profile (\d+)\]")
 _GROUP = re.compile(r"_myl(\d+)_\d+$")
@@ -155,6 +161,7 @@ def _kernel(match: re.Match[str], profile: int) -> Kernel:
         outputs=_tensors(match["outputs"]),
         nodes=tuple(_NODE.findall(match["rest"])),
         profile=profile,
+        tactic=found[1] if (found := _TACTIC.search(match["rest"])) else "",
     )
 
 
@@ -164,37 +171,6 @@ def _tensors(text: str) -> tuple[Tensor, ...]:
 
 def _elements(dims: str) -> int:
     return math.prod(int(dim) for dim in dims.split(",") if dim and int(dim) > 0)
-
-
-def kernel_rows(log: BuildLog, profiles: Sequence[str]) -> tuple[KernelRow, ...]:
-    """One row a profile, in the order the profiles were added."""
-    rows = []
-    for index, profile in enumerate(profiles):
-        mine = [one for one in log.kernels if one.profile == index and one.type not in NO_KERNEL]
-        rows.append(
-            KernelRow(
-                profile=profile,
-                kernels=len(mine),
-                per_layer=_per_layer(mine),
-                by_type=dict(sorted(Counter(one.type for one in mine).items())),
-                activation_bytes=log.activation_bytes[index] if index < len(log.activation_bytes) else None,
-                weight_bytes=log.weight_bytes,
-            )
-        )
-    return tuple(rows)
-
-
-_LAYER_NUMBER = re.compile(r"^layers\.(\d+)[./]")
-
-
-def _per_layer(kernels: Sequence[Kernel]) -> float | None:
-    """Kernels of the typical layer: the lower median over layers. A kernel of two layers counts for the earlier one."""
-    counts: Counter[int] = Counter()
-    for kernel in kernels:
-        numbers = [int(found[1]) for node in kernel.nodes if (found := _LAYER_NUMBER.match(node))]
-        if numbers:
-            counts[min(numbers)] += 1
-    return float(statistics.median_low(counts.values())) if counts else None
 
 
 def receipt(log: BuildLog, asked: Sequence[LayerFormat], profiles: Sequence[str]) -> tuple[ReceiptRow, ...]:
@@ -208,7 +184,7 @@ def receipt(log: BuildLog, asked: Sequence[LayerFormat], profiles: Sequence[str]
 
 def _receipt_row(kernels: Sequence[Kernel], layer: LayerFormat, profile: str) -> ReceiptRow:
     wanted = WANTED.get(layer.format)
-    matrix = [one for one in kernels if one.type not in (*ELEMENTWISE, *NO_KERNEL)]
+    matrix = [one for one in kernels if one.is_attention or one.type not in (*ELEMENTWISE, *NO_KERNEL)]
     if wanted is None:
         realised, ok, why = "unknown", False, f"no rule says what kernel realises {layer.format}"
     elif not matrix:
@@ -219,6 +195,8 @@ def _receipt_row(kernels: Sequence[Kernel], layer: LayerFormat, profile: str) ->
 
 
 def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) -> tuple[str, bool, str]:
+    if attention := next((one for one in matrix if one.is_attention), None):
+        return _judge_attention(attention, len(kernels) - 1, wanted)
     for kernel in matrix:
         weight = kernel.weight(wanted.weight)
         if weight is None:
@@ -238,6 +216,15 @@ def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) 
             f"{kernel.type} {kernel.name} reads {read} with {weight.dtype} weights",
         )
     return _fallback(kernels, matrix[-1], wanted)
+
+
+def _judge_attention(kernel: Kernel, others: int, wanted: Wanted) -> tuple[str, bool, str]:
+    """A fused attention holds no weight: queries, keys and values must be read in the format."""
+    read = [one.dtype for one in kernel.inputs[:3]]
+    if wanted.activation and all(dtype in wanted.activation for dtype in read):
+        return f"{read[0]} attention", True, f"{kernel.type} {kernel.name} reads {read}"
+    around = f"; {others} kernels around it quantize and dequantize for nothing" if others else ""
+    return f"{read[0] if read else '?'} attention", False, f"{kernel.type} {kernel.name} reads {read}{around}"
 
 
 def _math(kernel: Kernel, dtype: str) -> str:
@@ -261,9 +248,19 @@ _ERROR = re.compile(
 )
 _DRIVER = re.compile(r"catchCudaError|cudaError 35")
 """Without a driver every failure is followed by these; they are the cause only where nothing else is said."""
+_MEMORY = re.compile(
+    r"std::bad_alloc|MemoryError|[Oo]ut ?[Oo]f ?[Mm]emory|Cannot allocate memory|[Ii]nsufficient (?:device |host )?memory"
+    r"|memory is insufficient|Requested amount of (?:GPU|host) memory|Requested size was \d+ bytes",
+)
 
 
 def problems(lines: Iterable[str]) -> tuple[str, ...]:
     """Error lines of a log, and what the compiler wrote past the logger (lines without a severity), newest last."""
     errors = tuple(dict.fromkeys(line.rstrip("\n") for line in lines if _ERROR.match(line)))
     return tuple(line for line in errors if not _DRIVER.search(line)) or errors
+
+
+def shortages(lines: Iterable[str]) -> tuple[str, ...]:
+    """Lines of any severity that tell of too little memory: a tactic skipped for want of it is only a warning, and what
+    fails afterwards is `no implementation`."""
+    return tuple(dict.fromkeys(line.rstrip("\n") for line in lines if _MEMORY.search(line)))

@@ -1,4 +1,4 @@
-"""The builder's process: its events as they come, its end, its environment."""
+"""The builder's process: started, listened to, ended; its environment."""
 
 from __future__ import annotations
 
@@ -6,10 +6,79 @@ import json
 import os
 import queue
 import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openclaw_opt.errors import MachineError
+
+Tell = Callable[[str, float], None]
+"""Called with the builder's phase and how far the whole build is, in [0, 1]."""
 STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a builder ended.
+
+    Attributes:
+        event: `done`, or the first that was no progress; of several parse errors the first is the cause.
+        code: its exit code, negative for a signal.
+    """
+
+    event: dict[str, Any]
+    code: int
+
+
+def drive(request: Path, log: Path, limit_s: float | None, tell: Tell) -> Ended:
+    """Run the builder to its end; whatever happens here, it is gone afterwards.
+
+    Raises MachineError at the time limit.
+    """
+    command = [sys.executable, "-m", "openclaw_opt.backends.trt_child", str(request)]
+    with log.open("ab") as errors:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment(),
+            start_new_session=True,
+        )
+    try:
+        return _listen(child, log, limit_s, tell)
+    finally:
+        stop(child)
+
+
+def _listen(child: subprocess.Popen[bytes], log: Path, limit_s: float | None, tell: Tell) -> Ended:
+    events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    threading.Thread(target=pump, args=(child, events), daemon=True).start()
+    deadline = None if limit_s is None else time.monotonic() + limit_s
+    last: dict[str, Any] = {}
+    while (event := _next(events, deadline, log, limit_s)) is not None:
+        if event["event"] == "progress":
+            tell(event["phase"], event["fraction"])
+        elif not last:
+            last = event
+    return Ended(last, child.wait())
+
+
+def _next(
+    events: queue.Queue[dict[str, Any] | None], deadline: float | None, log: Path, limit_s: float | None
+) -> dict[str, Any] | None:
+    try:
+        return events.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0.0))
+    except queue.Empty:
+        raise MachineError(
+            f"the build was stopped at its time limit of {limit_s} s",
+            where=str(log),
+            fix="raise `build: {timeout_minutes: …}`, or narrow the shape ranges",
+        ) from None
 
 
 def pump(child: subprocess.Popen[bytes], events: queue.Queue[dict[str, Any] | None]) -> None:
