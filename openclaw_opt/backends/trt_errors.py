@@ -49,7 +49,7 @@ SYMPTOMS = (
         "install a tensorrt-rtx that knows it, or choose another target",
     ),
     Symptom(
-        r"CUDA initialization failure|no CUDA-capable device|CUDA driver version is insufficient|cudaError(?:NoDevice|_enum)",
+        r"CUDA initialization failure|no CUDA-capable device|CUDA driver version is insufficient|cudaError(?:NoDevice|_enum)|generateForCurrent",
         MachineError,
         "the builder needs an NVIDIA GPU and its driver, and found none",
         "run the same build on a machine with the target GPU",

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from openclaw_opt.artifacts import LayerFormat, ReceiptRow
 
-TRIED = ("tensorrt_rtx 1.7.",)
+TRIED = ("tensorrt_rtx 1.4.", "tensorrt_rtx 1.5.", "tensorrt_rtx 1.6.", "tensorrt_rtx 1.7.")
 """Versions whose log the golden tests hold."""
 
 NO_KERNEL = ("shape_call", "host", "signal", "wait", "barrier", "noop")
@@ -94,13 +94,16 @@ class BuildLog:
     """One a profile."""
     weight_bytes: int | None
     notes: tuple[str, ...]
+    shows_weights: bool = True
+    """The table has a column of constants: without it nothing says in what type a kernel holds its weights."""
 
 
 _LAYER = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], "
+    r"(?:Constants: \[(?P<constants>.*?)\], )?"  # not before 1.5
     r"Outputs: \[(?P<outputs>.*?)\](?P<rest>, (?:TacticName|TacticValue|StreamId|Metadata).*|)$"
 )
-_TENSOR = re.compile(r"Name: .*?, Dimensions: \[(?P<dims>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)")
+_TENSOR = re.compile(r"Name: .*?, Dimensions: \[(?P<dims>[-\d,]*)\].*?(?:Format/)?Datatype: (?P<dtype>\w+)")
 _TACTIC = re.compile(r", TacticName: ([^,]+)")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 _PROFILE = re.compile(r"\[profile (\d+)\]")
@@ -126,10 +129,11 @@ def parse(lines: Iterable[str], tool: str) -> BuildLog:
             weights = int(found[1])
     profiles = _profiles([line for line, _ in rows], [match["name"] for _, match in rows])
     kernels = tuple(_kernel(match, profile) for (_, match), profile in zip(rows, profiles, strict=True))
-    return BuildLog(kernels, tuple(activation), weights, _notes(tool, len(kernels), suspect))
+    shown = any(match["constants"] is not None for _, match in rows) or not rows
+    return BuildLog(kernels, tuple(activation), weights, _notes(tool, len(kernels), suspect, shown), shown)
 
 
-def _notes(tool: str, kernels: int, suspect: int) -> tuple[str, ...]:
+def _notes(tool: str, kernels: int, suspect: int, shown: bool) -> tuple[str, ...]:
     notes = []
     if not tool.startswith(TRIED):
         notes.append(
@@ -137,6 +141,8 @@ def _notes(tool: str, kernels: int, suspect: int) -> tuple[str, ...]:
         )
     if not kernels:
         notes.append("the build log has no layer table, so kernels and precisions are not known")
+    if not shown:
+        notes.append(f"the layer table of {tool} shows no weights, so what a quantized layer runs in is not known")
     if suspect:
         notes.append(f"{suspect} lines of the layer table were not understood")
     return tuple(notes)
@@ -157,7 +163,7 @@ def _kernel(match: re.Match[str], profile: int) -> Kernel:
         name=match["name"],
         type=match["type"],
         inputs=_tensors(match["inputs"]),
-        constants=_tensors(match["constants"]),
+        constants=_tensors(match["constants"] or ""),
         outputs=_tensors(match["outputs"]),
         nodes=tuple(_NODE.findall(match["rest"])),
         profile=profile,
@@ -176,19 +182,26 @@ def _elements(dims: str) -> int:
 def receipt(log: BuildLog, asked: Sequence[LayerFormat], profiles: Sequence[str]) -> tuple[ReceiptRow, ...]:
     """For each quantized layer and profile: the format asked for, the math realised, and by what evidence."""
     return tuple(
-        _receipt_row([one for one in log.kernels if one.profile == index and one.serves(layer.name)], layer, profile)
+        _receipt_row(
+            [one for one in log.kernels if one.profile == index and one.serves(layer.name)],
+            layer,
+            profile,
+            log.shows_weights,
+        )
         for index, profile in enumerate(profiles)
         for layer in asked
     )
 
 
-def _receipt_row(kernels: Sequence[Kernel], layer: LayerFormat, profile: str) -> ReceiptRow:
+def _receipt_row(kernels: Sequence[Kernel], layer: LayerFormat, profile: str, shown: bool) -> ReceiptRow:
     wanted = WANTED.get(layer.format)
     matrix = [one for one in kernels if one.is_attention or one.type not in (*ELEMENTWISE, *NO_KERNEL)]
     if wanted is None:
         realised, ok, why = "unknown", False, f"no rule says what kernel realises {layer.format}"
     elif not matrix:
         realised, ok, why = "unknown", False, "the build log shows no matrix kernel for it"
+    elif not shown:
+        realised, ok, why = "unknown", False, "the build log of this version shows no weights"
     else:
         realised, ok, why = _judge(kernels, matrix, wanted)
     return ReceiptRow(layer=layer.name, asked=layer.format, realised=realised, ok=ok, why=why, profile=profile)
