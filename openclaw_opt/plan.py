@@ -23,6 +23,7 @@ from openclaw_opt.parts import ROOT
 from openclaw_opt.passes import Pass, View
 from openclaw_opt.recipe import Recipe
 from openclaw_opt.store import Store, digest, sha256_file
+from openclaw_opt.targets import Target
 from openclaw_opt.versions import version_of
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def _inspect(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
 
 def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
     for index, part in enumerate(recipe.passes):
-        for complaint in part.check(_view(recipe, spec, index)):
+        views = [_view(recipe, spec, index, target) for target in recipe.targets]
+        for complaint in dict.fromkeys(complaint for view in views for complaint in part.check(view)):
             yield RecipeError(
                 f"{part.word}: {complaint.what}", where=recipe.place_of(index, complaint.option), fix=complaint.fix
             )
@@ -94,8 +96,10 @@ def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
             )
 
 
-def _view(recipe: Recipe, spec: DecoderSpec | HfSpec, index: int) -> View:
-    return View(spec, recipe.target, recipe.backend, recipe.calibration, recipe.passes[:index])
+def _view(recipe: Recipe, spec: DecoderSpec | HfSpec, index: int, target: Target | None = None) -> View:
+    chosen = target or recipe.target
+    others = tuple(one for one in recipe.targets if one is not chosen)
+    return View(spec, chosen, recipe.backend, recipe.calibration, recipe.passes[:index], others)
 
 
 def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
@@ -158,6 +162,8 @@ def _ingredients(part: Pass, recipe: Recipe) -> dict[str, Any]:
     }
     if "target" in part.reads:
         facts["target"] = asdict(recipe.target) | {"backend": recipe.backend, "hourly_usd": None}
+        if recipe.others:
+            facts["others"] = {one.name: asdict(one) | {"hourly_usd": None} for one in recipe.others}
     if "calibration" in part.reads:
         facts["calibration"] = source_facts(recipe.calibration)
     return facts

@@ -26,7 +26,7 @@ from openclaw_opt.parts import part_named
 from openclaw_opt.passes import Pass
 from openclaw_opt.recipe_grammar import RULE, Budget, Grammar, TargetChoice
 from openclaw_opt.recipe_yaml import Located, Path_, override, read_located
-from openclaw_opt.targets import Target, target_named
+from openclaw_opt.targets import Target, target_named, target_names
 
 PACKAGE_PREFIX = "package:"
 Part = TypeVar("Part", bound=BaseModel)
@@ -54,6 +54,12 @@ class Recipe:
     """Where everything stands in the file, for messages that come after reading."""
     on_calibration: bool = False
     """A trial that looks at calibration data where a build looks at evaluation data. Never set by a recipe."""
+    others: tuple[Target, ...] = ()
+    """Further targets of the same job, built by the same backend; `target` is the first."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return (self.target, *self.others)
 
     def place_of(self, index: int, option: str = "") -> str:
         """`file:line` of pass `index` (of `self.passes`) or of one option of it."""
@@ -73,7 +79,7 @@ def load_recipe(
     if model is not None:
         _command_line(located, "model", _from_here(model))
     if target is not None:
-        _command_line(located, "target", target)
+        _command_line(located, "target", target.split(",") if "," in target else target)
     return _Reader(located, file).recipe()
 
 
@@ -83,9 +89,9 @@ def recipe_name(file: Path) -> str:
     return file.absolute().parent.name if file.name == "recipe.resolved.yaml" else name
 
 
-def _command_line(located: Located, key: str, value: str) -> None:
+def _command_line(located: Located, key: str, value: str | list[str]) -> None:
     located.data[key] = value
-    located.places[(key,)] = f"--{key} {value}"
+    located.places[(key,)] = f"--{key} {','.join(value) if isinstance(value, list) else value}"
 
 
 def _from_here(model: str) -> str:
@@ -102,21 +108,21 @@ class _Reader:
 
     def recipe(self) -> Recipe:
         top = self._top()
-        target = self._target()
+        targets = self._targets()
         passes = self._passes()
         calibration, evaluation = self._source("calibration"), self._source("evaluation")
         metrics = self._metrics()
         budgets = self._budgets(metrics)
         model = self._model()
-        if self.mistakes or top is None or target is None:
+        if self.mistakes or top is None or not targets:
             raise RecipeError("the recipe has mistakes", where=str(self.file), mistakes=_unique(self.mistakes))
         return Recipe(
             name=recipe_name(self.file),
             description=top.description,
             file=self.file,
             model=model,
-            target=target,
-            backend=_backend(passes, target),
+            target=targets[0],
+            backend=_backend(passes, targets[0]),
             calibration=calibration,
             evaluation=evaluation,
             passes=tuple(passes),
@@ -125,26 +131,49 @@ class _Reader:
             undecided=top.undecided,
             seed=top.seed,
             located=self.located,
+            others=tuple(targets[1:]),
         )
 
     def _top(self) -> Grammar | None:
         return self._validated(Grammar, self.located.data, ())
 
-    def _target(self) -> Target | None:
+    def _targets(self) -> list[Target]:
         value = self.located.data.get("target", "host")
+        if not isinstance(value, list):
+            return [found for found in [self._target(value, ("target",))] if found is not None]
+        if not value:
+            self._add("`target` is an empty list", ("target",), nearest("", target_names()))
+        read = [self._target(item, ("target", index)) for index, item in enumerate(value)]
+        found = [target for target in read if target is not None]
+        self._one_job(found)
+        return found
+
+    def _target(self, value: Any, path: Path_) -> Target | None:
         choice = {"name": value} if isinstance(value, str) else value
         if not isinstance(choice, dict):
-            self._add(f"`target` wants a name, or {{name: …, hourly_usd: …}}; got {value!r}", ("target",))
+            self._add(f"`target` wants a name, or {{name: …, hourly_usd: …}}; got {value!r}", path)
             return None
-        parsed = self._validated(TargetChoice, choice, ("target",))
+        parsed = self._validated(TargetChoice, choice, path)
         if parsed is None:
             return None
         try:
             return target_named(parsed.name, parsed.hourly_usd)
         except RecipeError as error:
-            place = ("target",) if isinstance(value, str) else ("target", "name")
-            self._add(error.what, place, error.fix)
+            self._add(error.what, path if isinstance(value, str) else (*path, "name"), error.fix)
             return None
+
+    def _one_job(self, targets: Sequence[Target]) -> None:
+        """Several targets are one job only where one builder makes all their engines on this machine."""
+        for index, target in enumerate(targets):
+            path: Path_ = ("target", index)
+            if target.name in [one.name for one in targets[:index]]:
+                self._add(f"target {target.name!r} is named twice", path, "take one out")
+            elif _builder(target) != _builder(targets[0]):
+                what = f"one job has one builder: {targets[0].name} is built by {_builder(targets[0])}, {target.name} by {_builder(target)}"
+                self._add(what, path, "give it a recipe of its own, with `extends`")
+            elif index and target.runtime != "rtx":
+                what = f"{_builder(target)} builds for one target a job, not for {targets[0].name} and {target.name}"
+                self._add(what, path, "give it a recipe of its own, with `extends`")
 
     def _model(self) -> str:
         value = self.located.data.get("model")
@@ -331,6 +360,11 @@ def _line(where: str) -> tuple[str, int]:
     return (file, int(line)) if line.isdigit() else (where, 0)
 
 
+def _builder(target: Target) -> str:
+    """The package that builds for it."""
+    return target.module or target.backend
+
+
 def _backend(passes: Sequence[Pass], target: Target) -> str:
     for item in passes:
         asked = getattr(item, "backend", "auto")
@@ -359,12 +393,17 @@ def _package_folder(value: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / sub)
 
 
+def _choice_of(target: Target) -> dict[str, Any]:
+    price = target.hourly_usd
+    return {"name": target.name} | ({"hourly_usd": price} if price is not None else {})
+
+
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe with every default, as YAML that loads back to the same recipe."""
     data: dict[str, Any] = {"description": recipe.description} if recipe.description else {}
     data["model"] = recipe.model
-    price = recipe.target.hourly_usd
-    data["target"] = {"name": recipe.target.name} | ({"hourly_usd": price} if price is not None else {})
+    named = [_choice_of(target) for target in recipe.targets]
+    data["target"] = named if recipe.others else named[0]
     sources = {"calibration": recipe.calibration, "evaluation": recipe.evaluation}
     data["data"] = {role: source.described() for role, source in sources.items() if source is not None}
     data["passes"] = [{item.word: item.model_dump(mode="json")} for item in recipe.passes]

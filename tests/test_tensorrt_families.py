@@ -52,7 +52,7 @@ DECODE = {
     "phi3": (9, 10, 10, 10),
 }
 """Kernels a layer at decode in float16, int8, fp8 and int4."""
-MAIN = {"bert": (11, 13), "vit": (11, 13), "resnet": (11, 16)}
+MAIN = {"bert": (11, 12), "vit": (10, 12), "resnet": (11, 15)}
 """Encoders and vision models in float16 and int8: kernels a layer; of the whole net for the ConvNet, whose layers are not alike."""
 FORMATS = ("float16", "int8", "fp8", "int4")
 FAST = {("qwen3", "float16"), ("llama", "int8")}

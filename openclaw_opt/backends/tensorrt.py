@@ -232,13 +232,21 @@ def _write(engine: Engine, facts: EngineFacts, made: Sequence[_Made]) -> None:
                 "files": tuple(one.file for one in made),
                 "receipt": tuple(row for one in made for row in one.receipt),
                 "kernels": tuple(kernel_row(table) for table in tables),
-                "notes": (*notes, *trt_legality.advise(facts.graph)),
+                "notes": (*notes, *_several(facts), *trt_legality.advise(facts.graph)),
                 "tool": made[0].tool,
                 "build_seconds": round(sum(one.seconds for one in made), 3),
                 "build_peak_bytes": max(one.peak_bytes for one in made),
             }
         )
     )
+
+
+def _several(facts: EngineFacts) -> tuple[str, ...]:
+    """What a report of several targets must say: bounds and prices are figures of one card."""
+    if len(facts.targets) < 2:
+        return ()
+    held = f"compute capabilities {', '.join(facts.compute)}"
+    return (f"built for {', '.join(facts.targets)} ({held}); bounds and prices are of {facts.target}",)
 
 
 def _repeatable(done: dict[str, Any]) -> tuple[str, ...]:

@@ -133,7 +133,12 @@ def _layers(kernels: Sequence[Kernel]) -> list[str]:
         for layer in sorted(own, key=_natural):
             order.setdefault(layer, len(order))
         named.append(min(own, key=order.__getitem__, default=""))
-    return [layer or _between(named, at) for at, layer in enumerate(named)]
+    return [layer or ("" if _placed(kernels[at]) else _between(named, at)) for at, layer in enumerate(named)]
+
+
+def _placed(kernel: Kernel) -> bool:
+    """Does it name a part of the model that is no layer, like `mask.full` or `head/MatMul`? A traced `node_add_3` names none."""
+    return any("." in node or "/" in node for node in kernel.nodes)
 
 
 def _natural(layer: str) -> list[tuple[int, str]]:

@@ -32,7 +32,7 @@ def check(
         return
     passes = " → ".join(part.word for part in made.passes)
     typer.echo(
-        f"{made.name}: {spec.family} {spec.task}, {len(listing.tensors)} tensors, for {made.target.title} by {made.backend}"
+        f"{made.name}: {spec.family} {spec.task}, {len(listing.tensors)} tensors, for {', '.join(one.title for one in made.targets)} by {made.backend}"
     )
     typer.echo(f"passes: {passes}")
     typer.echo(f"budgets: {', '.join(f'{b.metric} {b.text}' for b in made.budgets) or 'none'}")
