@@ -26,7 +26,7 @@ from openclaw_opt.parts import part_named
 from openclaw_opt.passes import Pass
 from openclaw_opt.recipe_grammar import RULE, Budget, Grammar, TargetChoice
 from openclaw_opt.recipe_yaml import Located, Path_, override, read_located
-from openclaw_opt.targets import Target, target_named, target_names
+from openclaw_opt.targets import Target, not_one_job, target_named, target_names
 
 PACKAGE_PREFIX = "package:"
 Part = TypeVar("Part", bound=BaseModel)
@@ -145,7 +145,8 @@ class _Reader:
             self._add("`target` is an empty list", ("target",), nearest("", target_names()))
         read = [self._target(item, ("target", index)) for index, item in enumerate(value)]
         found = [target for target in read if target is not None]
-        self._one_job(found)
+        for index, what, fix in not_one_job(found):
+            self._add(what, ("target", index), fix)
         return found
 
     def _target(self, value: Any, path: Path_) -> Target | None:
@@ -161,19 +162,6 @@ class _Reader:
         except RecipeError as error:
             self._add(error.what, path if isinstance(value, str) else (*path, "name"), error.fix)
             return None
-
-    def _one_job(self, targets: Sequence[Target]) -> None:
-        """Several targets are one job only where one builder makes all their engines on this machine."""
-        for index, target in enumerate(targets):
-            path: Path_ = ("target", index)
-            if target.name in [one.name for one in targets[:index]]:
-                self._add(f"target {target.name!r} is named twice", path, "take one out")
-            elif _builder(target) != _builder(targets[0]):
-                what = f"one job has one builder: {targets[0].name} is built by {_builder(targets[0])}, {target.name} by {_builder(target)}"
-                self._add(what, path, "give it a recipe of its own, with `extends`")
-            elif index and target.runtime != "rtx":
-                what = f"{_builder(target)} builds for one target a job, not for {targets[0].name} and {target.name}"
-                self._add(what, path, "give it a recipe of its own, with `extends`")
 
     def _model(self) -> str:
         value = self.located.data.get("model")
@@ -358,11 +346,6 @@ def _unique(mistakes: Sequence[OptError]) -> list[OptError]:
 def _line(where: str) -> tuple[str, int]:
     file, _, line = where.rpartition(":")
     return (file, int(line)) if line.isdigit() else (where, 0)
-
-
-def _builder(target: Target) -> str:
-    """The package that builds for it."""
-    return target.module or target.backend
 
 
 def _backend(passes: Sequence[Pass], target: Target) -> str:

@@ -23,7 +23,7 @@ from openclaw_opt.errors import MachineError, RecipeError, VerificationError
 from openclaw_opt.graph.to_tensorrt import lower
 from openclaw_opt.graph.trt_words import parser_model
 from openclaw_opt.targets import target_named
-from tests.tiny_decoder import Tiny, write_tiny
+from tests.tiny_decoder import Tiny, write_fp8_attention, write_tiny
 
 OPTIONS = TensorrtOptions(profiles=Profiles(batch=(1, 2, 4), prompt=(1, 8, 16)))
 ONE_LAYER = Tiny(layers=1, windows=(None,))
@@ -117,6 +117,45 @@ def test_two_builds_give_the_same_bytes(one_layer: Graph, tmp_path: Path) -> Non
         engine = build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path / name, quiet)
         hashes.add(hashlib.sha256((engine.folder / "engine-sm89.plan").read_bytes()).hexdigest())
     assert len(hashes) == 1
+
+
+def test_one_engine_for_several_compute_capabilities_or_one_each(one_layer: Graph, tmp_path: Path) -> None:
+    first, *others = (target_named(name) for name in ("rtx4090", "rtx3060", "l40s"))
+    alone = build(one_layer, first, OPTIONS, tmp_path / "alone", quiet)
+    one = build(one_layer, first, OPTIONS, tmp_path / "one", quiet, others)
+    each = build(one_layer, first, OPTIONS.model_copy(update={"engines": "each"}), tmp_path / "each", quiet, others)
+    assert one.facts.files == ("engine-sm86-sm89.plan",)
+    assert (one.facts.targets, one.facts.compute) == (("rtx4090", "rtx3060", "l40s"), ("sm86", "sm89"))
+    more = (one.folder / one.facts.files[0]).stat().st_size - (alone.folder / "engine-sm89.plan").stat().st_size
+    assert 0 < more < 1024, "weights are in the engine once"
+    assert (
+        "built for rtx4090, rtx3060, l40s (compute capabilities sm86, sm89); bounds and prices are of rtx4090"
+        in one.facts.notes
+    )
+    assert each.facts.files == ("engine-sm86.plan", "engine-sm89.plan")
+    assert [row.profile for row in each.facts.kernels] == ["prefill sm86", "decode sm86", "prefill sm89", "decode sm89"]
+    assert (each.folder / "engine-sm89.plan").read_bytes() == (alone.folder / "engine-sm89.plan").read_bytes()
+    assert {"build-sm86.log", "build-sm89.log"} <= names(each.folder)
+
+
+def test_a_builder_without_memory_says_so(one_layer: Graph, tmp_path: Path) -> None:
+    def starve() -> None:
+        for child in children():
+            used = child.memory_info().vms
+            child.rlimit(psutil.RLIMIT_AS, (used, used))
+
+    with pytest.raises(MachineError, match=r"out of memory"):
+        build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path, when_compiling(starve))
+    assert names(tmp_path) == LEFT_BY_A_FAILED_BUILD
+    assert children() == []
+
+
+def test_fp8_around_attention_fails_the_build(tmp_path: Path) -> None:
+    with pytest.raises(
+        VerificationError, match=r"fp8 was asked for and is not realised in 1 layers: attention; .* reads \['Half'"
+    ):
+        build(write_fp8_attention(tmp_path / "graph"), target_named("l40s"), OPTIONS, tmp_path / "engine", quiet)
+    assert names(tmp_path / "engine") == LEFT_BY_A_FAILED_BUILD
 
 
 def test_the_memory_of_a_build_is_its_own_and_not_its_parents(one_layer: Graph, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from openclaw_opt.cli import build, check, doctor, explain, history, init, listing, report, schema
+from openclaw_opt.cli import build, check, doctor, explain, history, init, inspect, listing, report, schema, verify
 
 app = typer.Typer(
     name="openclaw-opt",
@@ -26,6 +26,8 @@ app.command("init")(init.init)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.command("history")(history.history)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
 app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)
 
