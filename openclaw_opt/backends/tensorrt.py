@@ -7,6 +7,7 @@ The engine's file appears under its name only when it is whole.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from openclaw_opt.advisories import advisories, told, traits_of
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
 from openclaw_opt.backends import trt_errors, trt_log, trt_process
 from openclaw_opt.backends.trt_kernels import FILE as LAYERS
@@ -28,7 +30,7 @@ from openclaw_opt.backends.trt_process import Tell
 from openclaw_opt.backends.trt_profiles import Profiles, shapes_of
 from openclaw_opt.errors import MachineError, VerificationError
 from openclaw_opt.graph import trt_legality
-from openclaw_opt.targets import Target
+from openclaw_opt.targets import Target, target_named
 
 LOG = "build.log"
 PARTIAL = ".partial"
@@ -167,31 +169,33 @@ class _Build:
         self.graph, self.targets, self.options, self.label = graph, targets, options, label
         self.plan, self.log = folder / engine_file(targets), folder / (f"build-{label}.log" if label else LOG)
         self.partial = self.plan.with_name(self.plan.name + PARTIAL)
-        self.request = folder / f"request.json{PARTIAL}"
         self.profiles = shapes_of(options.profiles, graph.facts, input_shapes(graph.onnx))
 
     def run(self, tell: Tell) -> _Made:
         started = time.monotonic()
         self.log.write_text("")
-        self.request.write_text(json.dumps(self._request()))
         try:
-            ended = trt_process.drive(self.request, self.log, self.options.timeout_s, tell)
+            with trt_process.workplace(self.graph.folder, self.partial, self.log) as place:
+                request = place / "request.json"
+                request.write_text(json.dumps(self._request()))
+                ended = trt_process.drive(request, self.log, self.options.timeout_s, tell)
             if ended.event.get("event") != "done":
                 raise self._failure(ended)
             made = self._read_log(ended.event, time.monotonic() - started)
             os.replace(self.partial, self.plan)
         finally:
             self.partial.unlink(missing_ok=True)
-            self.request.unlink(missing_ok=True)
         return made
 
     def _request(self) -> dict[str, Any]:
+        # So that its bytecode is on disk: a child that compiles it first allocates differently, and addresses decide bytes.
+        importlib.import_module("openclaw_opt.graph.trt_words")
         return {
             "module": self.targets[0].module,
             "compute": sorted({target.compute for target in self.targets}),
-            "onnx": str(self.graph.onnx),
-            "plan": str(self.partial),
-            "log": str(self.log),
+            "onnx": f"graph/{self.graph.onnx.name}",
+            "plan": "plan",
+            "log": "log",
             "profiles": self.profiles,
         }
 
@@ -226,13 +230,15 @@ def _write(engine: Engine, facts: EngineFacts, made: Sequence[_Made]) -> None:
     table = EngineLayers(tool=made[0].tool, profiles=tables)
     (engine.folder / LAYERS).write_text(table.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     notes = dict.fromkeys(note for one in made for note in one.notes)
+    targets = [target_named(name) for name in facts.targets]
+    advice = told(advisories(targets, made[0].tool.partition(" ")[2], traits_of(facts.graph)))
     engine.write_facts(
         facts.model_copy(
             update={
                 "files": tuple(one.file for one in made),
                 "receipt": tuple(row for one in made for row in one.receipt),
                 "kernels": tuple(kernel_row(table) for table in tables),
-                "notes": (*notes, *_several(facts), *trt_legality.advise(facts.graph)),
+                "notes": (*notes, *_several(facts), *trt_legality.advise(facts.graph), *advice),
                 "tool": made[0].tool,
                 "build_seconds": round(sum(one.seconds for one in made), 3),
                 "build_peak_bytes": max(one.peak_bytes for one in made),

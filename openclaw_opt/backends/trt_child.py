@@ -235,7 +235,9 @@ def main(path: str) -> int:
         events.send("no_module", why=str(error))
         return 1
     with open(request["log"], "a", encoding="utf-8", buffering=1) as log, open(request["plan"], "wb") as plan:
-        os.chdir(Path(request["onnx"]).parent)  # the compiler sees the same path wherever the graph lies
+        os.chdir(
+            Path(request["onnx"]).parent
+        )  # through a link: the compiler sees the same path wherever the graph lies
         done = build(trt, request, log, plan, events)
     if not done:
         events.send("failed")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def drive(request: Path, log: Path, limit_s: float | None, tell: Tell) -> Ended:
 
     Raises MachineError at the time limit.
     """
-    command = [sys.executable, "-m", "openclaw_opt.backends.trt_child", str(request)]
+    command = [sys.executable, "-m", "openclaw_opt.backends.trt_child", request.name]
     with log.open("ab") as errors:
         child = subprocess.Popen(
             command,
@@ -47,6 +49,7 @@ def drive(request: Path, log: Path, limit_s: float | None, tell: Tell) -> Ended:
             stdout=subprocess.PIPE,
             stderr=errors,
             env=environment(),
+            cwd=request.parent,
             start_new_session=True,
         )
     try:
@@ -103,12 +106,33 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         child.stdin.close()
 
 
+@contextlib.contextmanager
+def workplace(graph: Path, plan: Path, log: Path) -> Iterator[Path]:
+    """A folder with links `graph`, `plan` and `log`, whose own path is of one length every time.
+
+    The compiler orders some things by address, and a longer path moves what is allocated after it: engines of the same graph
+    built into folders of other names differed in some bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="openclaw-opt-trt-") as name:
+        place = Path(name)
+        for link, to in (("graph", graph), ("plan", plan), ("log", log)):
+            (place / link).symlink_to(to.absolute())
+        yield place
+
+
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "USERPROFILE")
+KEPT_PREFIXES = ("CUDA", "NVIDIA", "TRT", "TENSORRT")
+
+
 def environment() -> dict[str, str]:
-    """This process's environment, with this very package importable in the child and Python's hashes fixed."""
+    """What the builder needs of this process's environment, with this very package importable and Python's hashes fixed.
+
+    The rest is left out: an environment of another size moves addresses as a path does.
+    """
     package = str(Path(__file__).resolve().parents[2])
     known = os.environ.get("PYTHONPATH")
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)},
         "PYTHONPATH": package if not known else f"{package}{os.pathsep}{known}",
         "PYTHONHASHSEED": "0",
     }

@@ -98,7 +98,7 @@ def _engine(folder: Path, facts: EngineFacts) -> Inspection:
 def _operators(folder: Path) -> Operators:
     """Counts from model.onnx alone; the weights' file is not opened."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(str(folder / "model.onnx"), load_external_data=False)

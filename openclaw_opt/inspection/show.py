@@ -31,7 +31,7 @@ def lines(found: Inspection) -> list[str]:
 
 def signature(kernel: KernelFacts) -> str:
     """What a kernel is whatever its layer: type, element types, and the ONNX nodes with the layer's number taken out."""
-    nodes = dict.fromkeys(_short(node) for node in kernel.nodes)
+    nodes = sorted({_short(node) for node in kernel.nodes})
     types = f"{_types(kernel.reads)}{' × ' + kernel.weights if kernel.weights else ''} → {_types(kernel.writes)}"
     return f"{kernel.type} {types}: {', '.join(nodes) or '(no node)'}"
 
