@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -79,7 +78,7 @@ def test_inspect_shows_kernels_types_and_memory_of_each_profile(built: dict[str,
     assert "targets: rtx4090, rtx3060 (sm86, sm89)" in shown
     assert "decode (engine-sm86-sm89.plan): 23 kernels, 10 a layer, activations 7.8 MiB" in shown
     assert "kernels that hold weights: 8 in Int4" in shown
-    assert "2 × runtime_fusion Half × Int4 → Half: layers.*.qkv" in shown
+    assert "2 × runtime_fusion Half × Int4 → Half: layers.*.o.weight/DequantizeLinear" in shown
     assert "asked int4, runs Int4 weights: 16" in shown
     assert max(map(len, shown.removeprefix(str(built["int4"])).splitlines()[1:])) <= 80
     found = json.loads(run("inspect", str(built["int4"]), "--json"))
@@ -173,7 +172,10 @@ def test_a_folder_of_an_older_build_has_no_table(tmp_path: Path) -> None:
 # ---- refused with what differs
 
 
-ADA = target_named("rtx4090")
+OLDER = (
+    "it was built by tensorrt_rtx 1.7.1.116, and tensorrt_rtx 1.6.1.120 is installed here: only the version that built an engine "
+    "runs it"
+)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ ADA = target_named("rtx4090")
         ("rtx4090", "1.7.1.116", 0, {}, ""),
         ("l40s", "1.7.1.116", 0, {}, ""),
         ("rtx5090", "1.7.1.116", 0, {}, "it was built for rtx4090 (sm89), and this GPU is GeForce RTX 5090 (sm120)"),
-        ("rtx4090", "1.6.1.120", 0, {}, "it was built by tensorrt_rtx 1.7.1.116, and tensorrt_rtx 1.6.1.120 is installed here: only the version that built an engine runs it"),
+        ("rtx4090", "1.6.1.120", 0, {}, OLDER),
         ("rtx4090", "not installed", 0, {}, "it was built by tensorrt_rtx 1.7.1.116, and tensorrt_rtx is not installed here"),
         ("", "", 8, {"threads": 2, "backend": "onnxruntime"}, "its session options were tuned for 2 threads, and this host has 8"),
         ("", "", 2, {"threads": 2, "backend": "onnxruntime"}, ""),
@@ -259,6 +261,16 @@ def test_advisories_hold_by_version_capability_and_traits() -> None:
     assert "trt-fc-horizontal" not in ids("10.13.2", "decoder", target="h100-sxm")
 
 
-def test_a_build_records_its_advisories(built: dict[str, Path]) -> None:
-    assert not any(note.startswith("advisory") for note in Engine(built["half"]).facts.notes)
-    assert os.path.getsize(built["half"] / "layers.json") > 1000
+def test_check_prints_and_a_build_records_advisories(tmp_path: Path) -> None:
+    from openclaw_opt.backends.tensorrt import TensorrtOptions
+    from openclaw_opt.backends.tensorrt import build as compile_graph
+    from openclaw_opt.backends.trt_profiles import Profiles
+
+    graph = lower(write_tiny(Tiny(layers=1, windows=(None,), softcap=3.0), tmp_path / "portable"), tmp_path / "lowered")
+    options = TensorrtOptions(profiles=Profiles(prompt=(1, 8, 16)))
+    facts = compile_graph(graph, target_named("rtx4090"), options, tmp_path / "engine", lambda *_: None).facts
+    assert facts.notes[-1].startswith("advisory rtx-softcap-kernels: soft-capped attention has no fused kernel")
+    model = tiny.write_checkpoint(tmp_path / "checkpoint", "gemma2")
+    file = tmp_path / "gemma2.yaml"
+    file.write_text(RECIPE.format(model=model, target="rtx4090", passes=""))
+    assert "advisory rtx-softcap-kernels: " in run("check", "--recipe", str(file))

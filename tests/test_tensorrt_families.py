@@ -10,10 +10,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from openclaw_opt.artifacts import EngineFacts, Graph, Model
+from openclaw_opt.backends.ort_sessions import OrtDecoder
 from openclaw_opt.backends.tensorrt import TensorrtOptions, build
 from openclaw_opt.backends.trt_profiles import Profiles
 from openclaw_opt.graph.to_tensorrt import lower
@@ -120,3 +122,14 @@ def test_kernels_of_a_decoder_layer(family: str, kind: str, count: int, loaded: 
 def test_kernels_of_encoders_and_vision_models(family: str, kind: str, count: int, loaded: Any, tmp_path: Path) -> None:
     (row,) = built(loaded(family), kind, tmp_path).kernels
     assert (row.per_layer if family != "resnet" else row.kernels) == count
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_one_norm_for_q_and_k_is_exact(family: str, loaded: Any, tmp_path: Path) -> None:
+    portable = export_graph(loaded(family), tmp_path / "portable", dtype="float32")
+    lowered = lower(portable, tmp_path / "lowered")
+    assert lowered.facts.fusions["joint_qk_norm"] == len(lowered.facts.kv)
+    ids = np.random.default_rng(0).integers(3, 256, (2, 9))
+    with OrtDecoder(portable) as one, OrtDecoder(lowered) as other:
+        wanted = one.logits(ids)
+        np.testing.assert_allclose(other.logits(ids), wanted, rtol=0, atol=2e-6 * float(np.abs(wanted).max()))
