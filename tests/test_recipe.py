@@ -103,6 +103,18 @@ def test_several_cards_are_one_job_and_each_is_checked(write_recipe: Write, tmp_
     assert "`engines` has no effect on targets of one compute capability" in found
 
 
+def test_a_batch_over_the_profile_is_refused_before_any_work(write_recipe: Write) -> None:
+    changes = (
+        ("target: host", "target: rtx4090"),
+        ("[perplexity, size]", "[perplexity, {latency: {batch: 8, prompt: 600}}]"),
+    )
+    batch, prompt = mistakes(write_recipe(*changes))
+    assert "metric 'latency': batch 8 is more than the engine is built for, 4 at most" in batch
+    assert "metric 'latency': prompt 600 is more than the engine is built for, 512 at most" in prompt
+    wider = write_recipe(*changes, ("  - build\n", "  - build: {batch: [1, 1, 8], prompt: [1, 8, 64]}\n"))
+    assert ["prompt 600 is more than" in one for one in mistakes(wider)] == [True]
+
+
 def test_wrong_types_are_not_converted(write_recipe: Write) -> None:
     assert "valid number" in mistakes(write_recipe(("algorithm: max", 'alpha: "0.5", algorithm: smoothquant')))[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,15 @@ def test_two_builds_give_the_same_bytes(one_layer: Graph, tmp_path: Path) -> Non
         engine = build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path / name, quiet)
         hashes.add(hashlib.sha256((engine.folder / "engine-sm89.plan").read_bytes()).hexdigest())
     assert len(hashes) == 1
+
+
+def test_bytes_depend_on_no_path(one_layer: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where graph and engine lie, and how large the environment is, decides no byte."""
+    elsewhere = Graph(Path(shutil.copytree(one_layer.folder, tmp_path / ("a-graph-with-a-longer-name" * 4))))
+    here = build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path / "e", quiet)
+    monkeypatch.setenv("OPENCLAW_TEST_BALLAST", "x" * 5000)
+    there = build(elsewhere, target_named("rtx4090"), OPTIONS, tmp_path / ("engine" * 20), quiet)
+    assert (here.folder / "engine-sm89.plan").read_bytes() == (there.folder / "engine-sm89.plan").read_bytes()
 
 
 def test_one_engine_for_several_compute_capabilities_or_one_each(one_layer: Graph, tmp_path: Path) -> None:
