@@ -44,12 +44,8 @@ DECODE = {
     "qwen2": (9, 10, 10, 10),
     "qwen3": (10, 11, 11, 11),  # one more: the mean square of q and k
     "mistral": (9, 10, 10, 10),
-    "gemma2": (
-        14,
-        15,
-        14,
-        15,
-    ),  # soft-capped attention: scores, softmax and sum are kernels, and each product copies the cache
+    # Soft-capped attention: scores, softmax and sum are kernels, and each product copies the cache.
+    "gemma2": (13, 14, 13, 14),
     "gemma3": (10, 11, 11, 11),  # as qwen3
     "phi3": (9, 10, 10, 10),
 }
