@@ -227,6 +227,13 @@ def test_a_sequence_that_does_not_fit_is_one_clear_error(
     assert str(caught.value) == says
 
 
+def test_an_empty_prompt_in_pytorch_is_the_same_error() -> None:
+    from openclaw_opt.backends.torch_sessions import TorchDecoder
+
+    with pytest.raises(RecipeError, match="an empty prompt: a sequence needs at least one token"):
+        TorchDecoder(lambda ids: ids).prefill(np.zeros((1, 0), np.int64))
+
+
 # ---- tables
 
 
