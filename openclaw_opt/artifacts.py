@@ -107,6 +107,13 @@ class EngineFacts(Facts):
     task: Task
     backend: str
     target: str
+    """Row of the target table; of several, the first."""
+    targets: tuple[str, ...] = ()
+    """Every target it was built for; empty for a backend that builds for one."""
+    compute: tuple[str, ...] = ()
+    """Compute capabilities its engines hold, e.g. `sm89`; empty where the files fit any."""
+    threads: int | None = None
+    """Threads its session options were tuned for; None where they fit any host."""
     dialect: Dialect
     dtype: FloatType
     graph: GraphFacts

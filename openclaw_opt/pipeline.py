@@ -205,6 +205,7 @@ def _work(plan: Plan, folder: Path, store: Store, hooks: Hooks) -> Work:
         calibration=recipe.calibration,
         data_cache=store.root / "data",
         seed=recipe.seed,
+        others=recipe.others,
         progress=lambda fraction, text: _progress(hooks, 0.85 * fraction, text),
     )
 

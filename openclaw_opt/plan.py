@@ -19,15 +19,19 @@ from typing import TYPE_CHECKING, Any
 from openclaw_opt.checkpoint import Checkpoint, Listing, list_checkpoint
 from openclaw_opt.data import Source, overlap
 from openclaw_opt.errors import MachineError, OptError, RecipeError, nearest
+from openclaw_opt.metrics import Metric
 from openclaw_opt.parts import ROOT
 from openclaw_opt.passes import Pass, View
 from openclaw_opt.recipe import Recipe
 from openclaw_opt.store import Store, digest, sha256_file
+from openclaw_opt.targets import Target
 from openclaw_opt.versions import version_of
 
 if TYPE_CHECKING:
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
+RUNS_ENGINE = ("latency", "memory")
+"""Metrics that run the engine itself; others look at its graph or its bytes."""
 UNTIL = {"model": "Model", "graph": "Graph", "engine": "Engine"}
 
 
@@ -91,11 +95,18 @@ def _tokenizer(recipe: Recipe, listing: Listing, spec: DecoderSpec | HfSpec) -> 
 
 def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
     for index, part in enumerate(recipe.passes):
-        for complaint in part.check(_view(recipe, spec, index)):
+        views = [_view(recipe, spec, index, target) for target in recipe.targets]
+        for complaint in dict.fromkeys(complaint for view in views for complaint in part.check(view)):
             yield RecipeError(
                 f"{part.word}: {complaint.what}", where=recipe.place_of(index, complaint.option), fix=complaint.fix
             )
     for i, metric in enumerate(recipe.metrics):
+        for name, asked, largest in _over_profile(recipe, metric):
+            yield RecipeError(
+                f"metric {metric.word!r}: {name} {asked} is more than the engine is built for, {largest} at most",
+                where=recipe.located.place(("metrics", i)),
+                fix=f"lower it, or raise the third number of `build: {{{name}: [min, opt, max]}}`",
+            )
         if spec.task not in metric.tasks:
             fits = ", ".join(metric.tasks)
             yield RecipeError(
@@ -112,8 +123,23 @@ def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
             )
 
 
-def _view(recipe: Recipe, spec: DecoderSpec | HfSpec, index: int) -> View:
-    return View(spec, recipe.target, recipe.backend, recipe.calibration, recipe.passes[:index])
+def _over_profile(recipe: Recipe, metric: Metric) -> Iterator[tuple[str, int, int]]:
+    """What a metric that runs the engine asks beyond TensorRT's shape ranges: option, asked, largest."""
+    built = next((part for part in recipe.passes if part.word == "build"), None)
+    if recipe.backend != "tensorrt" or built is None or metric.word not in RUNS_ENGINE:
+        return
+    from openclaw_opt.backends.trt_profiles import Profiles
+
+    for name, default in (("batch", Profiles().batch), ("prompt", Profiles().prompt)):
+        asked, largest = getattr(metric, name, None), (getattr(built, name, None) or default)[2]
+        if name in metric.model_fields_set and isinstance(asked, int) and asked > largest:
+            yield name, asked, largest
+
+
+def _view(recipe: Recipe, spec: DecoderSpec | HfSpec, index: int, target: Target | None = None) -> View:
+    chosen = target or recipe.target
+    others = tuple(one for one in recipe.targets if one is not chosen)
+    return View(spec, chosen, recipe.backend, recipe.calibration, recipe.passes[:index], others)
 
 
 def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
@@ -208,6 +234,8 @@ def _ingredients(part: Pass, recipe: Recipe) -> dict[str, Any]:
     }
     if "target" in part.reads:
         facts["target"] = asdict(recipe.target) | {"backend": recipe.backend, "hourly_usd": None}
+        if recipe.others:
+            facts["others"] = {one.name: asdict(one) | {"hourly_usd": None} for one in recipe.others}
     if "calibration" in part.reads:
         facts["calibration"] = source_facts(recipe.calibration)
     return facts

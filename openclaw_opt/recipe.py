@@ -6,7 +6,6 @@ a mistake. A recipe is data: nothing in it is imported by a dotted path or run. 
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import re
@@ -27,10 +26,11 @@ from openclaw_opt.passes import Pass
 from openclaw_opt.recipe_budgets import budget_of, choice_of, preset_budgets
 from openclaw_opt.recipe_changes import Change, apply, override
 from openclaw_opt.recipe_grammar import PRESET, Budget, BudgetChoice, Grammar, TargetChoice
+from openclaw_opt.recipe_mistakes import keys_at, lower_first, meaning_of, union_member, unique
+from openclaw_opt.recipe_model import resolve_model
 from openclaw_opt.recipe_yaml import Located, Path_, read_located
-from openclaw_opt.targets import Target, target_named
+from openclaw_opt.targets import Target, not_one_job, target_named, target_names
 
-PACKAGE_PREFIX = "package:"
 Part = TypeVar("Part", bound=BaseModel)
 
 
@@ -56,6 +56,12 @@ class Recipe:
     """Where everything stands in the file, for messages that come after reading."""
     on_calibration: bool = False
     """A trial that looks at calibration data where a build looks at evaluation data. Never set by a recipe."""
+    others: tuple[Target, ...] = ()
+    """Further targets of the same job, built by the same backend; `target` is the first."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return (self.target, *self.others)
 
     def place_of(self, index: int, option: str = "") -> str:
         """`file:line` of pass `index` (of `self.passes`) or of one option of it."""
@@ -85,7 +91,7 @@ def load_recipe(
     if model is not None:
         _command_line(located, "model", _from_here(model))
     if target is not None:
-        _command_line(located, "target", target)
+        _command_line(located, "target", target.split(",") if "," in target else target)
     apply(located, changes)
     return _Reader(located, file).recipe()
 
@@ -96,9 +102,9 @@ def recipe_name(file: Path) -> str:
     return file.absolute().parent.name if file.name == "recipe.resolved.yaml" else name
 
 
-def _command_line(located: Located, key: str, value: str) -> None:
+def _command_line(located: Located, key: str, value: str | list[str]) -> None:
     located.data[key] = value
-    located.places[(key,)] = f"--{key} {value}"
+    located.places[(key,)] = f"--{key} {','.join(value) if isinstance(value, list) else value}"
 
 
 def _from_here(model: str) -> str:
@@ -115,21 +121,21 @@ class _Reader:
 
     def recipe(self) -> Recipe:
         top = self._top()
-        target = self._target()
+        targets = self._targets()
         passes = self._passes()
         calibration, evaluation = self._source("calibration"), self._source("evaluation")
         metrics = self._metrics()
         budgets = self._budgets(metrics)
         model = self._model()
-        if self.mistakes or top is None or target is None:
-            raise RecipeError("the recipe has mistakes", where=str(self.file), mistakes=_unique(self.mistakes))
+        if self.mistakes or top is None or not targets:
+            raise RecipeError("the recipe has mistakes", where=str(self.file), mistakes=unique(self.mistakes))
         return Recipe(
             name=recipe_name(self.file),
             description=top.description,
             file=self.file,
             model=model,
-            target=target,
-            backend=_backend(passes, target),
+            target=targets[0],
+            backend=_backend(passes, targets[0]),
             calibration=calibration,
             evaluation=evaluation,
             passes=tuple(passes),
@@ -138,25 +144,36 @@ class _Reader:
             undecided=top.undecided,
             seed=top.seed,
             located=self.located,
+            others=tuple(targets[1:]),
         )
 
     def _top(self) -> Grammar | None:
         return self._validated(Grammar, self.located.data, ())
 
-    def _target(self) -> Target | None:
+    def _targets(self) -> list[Target]:
         value = self.located.data.get("target", "host")
+        if not isinstance(value, list):
+            return [found for found in [self._target(value, ("target",))] if found is not None]
+        if not value:
+            self._add("`target` is an empty list", ("target",), nearest("", target_names()))
+        read = [self._target(item, ("target", index)) for index, item in enumerate(value)]
+        found = [target for target in read if target is not None]
+        for index, what, fix in not_one_job(found):
+            self._add(what, ("target", index), fix)
+        return found
+
+    def _target(self, value: Any, path: Path_) -> Target | None:
         choice = {"name": value} if isinstance(value, str) else value
         if not isinstance(choice, dict):
-            self._add(f"`target` wants a name, or {{name: …, hourly_usd: …}}; got {value!r}", ("target",))
+            self._add(f"`target` wants a name, or {{name: …, hourly_usd: …}}; got {value!r}", path)
             return None
-        parsed = self._validated(TargetChoice, choice, ("target",))
+        parsed = self._validated(TargetChoice, choice, path)
         if parsed is None:
             return None
         try:
             return target_named(parsed.name, parsed.hourly_usd)
         except RecipeError as error:
-            place = ("target",) if isinstance(value, str) else ("target", "name")
-            self._add(error.what, place, error.fix)
+            self._add(error.what, path if isinstance(value, str) else (*path, "name"), error.fix)
             return None
 
     def _model(self) -> str:
@@ -276,7 +293,7 @@ class _Reader:
         except ValidationError as error:
             for one in error.errors():
                 # What fits no member of a union is explained by the reader of that section, once and better.
-                if not any(_union_member(part) for part in one["loc"]):
+                if not any(union_member(part) for part in one["loc"]):
                     self._explain(cls, one, path)
         except RecipeError as error:
             self._add(error.what, path, error.fix)
@@ -286,13 +303,13 @@ class _Reader:
 
     def _explain(self, cls: type[BaseModel], one: Any, path: Path_) -> None:
         """One pydantic error as a sentence with place, value and what would be legal."""
-        loc = tuple(part for part in one["loc"] if not _union_member(part))
+        loc = tuple(part for part in one["loc"] if not union_member(part))
         kind, got = one["type"], one.get("input")
-        legal = _keys_at(cls, loc[:-1])
+        legal = keys_at(cls, loc[:-1])
         if kind == "extra_forbidden":
             self._add(f"unknown key {loc[-1]!r}", (*path, *loc), nearest(str(loc[-1]), legal))
         elif kind == "missing":
-            self._add(f"key {loc[-1]!r} is missing", (*path, *loc[:-1]), _doc(cls, str(loc[-1])))
+            self._add(f"key {loc[-1]!r} is missing", (*path, *loc[:-1]), meaning_of(cls, str(loc[-1])))
         elif kind == "literal_error":
             words = re.findall(r"'([^']+)'", one["ctx"]["expected"])
             self._add(f"{loc[-1]}: {got!r} is not legal", (*path, *loc), nearest(str(got), words))
@@ -301,47 +318,11 @@ class _Reader:
             self._add(inner.what, (*path, *loc), inner.fix)
         else:
             name = ".".join(str(part) for part in loc)
-            said = _lower(one["msg"]).replace("a valid array", "a list").replace("an object", "a mapping")
+            said = lower_first(one["msg"]).replace("a valid array", "a list").replace("an object", "a mapping")
             self._add(f"{name + ': ' if name else ''}{said}; got {got!r}", (*path, *loc))
 
     def _add(self, what: str, path: Path_, fix: str = "") -> None:
         self.mistakes.append(RecipeError(what, where=self.located.place(path) or str(self.file), fix=fix))
-
-
-def _union_member(part: Any) -> bool:
-    """pydantic names the member of a union in the path of an error: `str`, `TargetChoice`, `dict[str,any]`."""
-    return isinstance(part, str) and (part in ("str", "TargetChoice", "int", "float", "bool") or "[" in part)
-
-
-def _keys_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    for part in loc:
-        nested = cls.model_fields[part].annotation if part in cls.model_fields else None
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            cls = nested
-    return [info.alias or name for name, info in cls.model_fields.items()]
-
-
-def _doc(cls: type[BaseModel], name: str) -> str:
-    from openclaw_opt.field_docs import described
-
-    info = described(cls).model_fields.get(name)
-    return f"{name}: {info.description}" if info is not None and info.description else ""
-
-
-def _lower(message: str) -> str:
-    text = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return text[:1].lower() + text[1:]
-
-
-def _unique(mistakes: Sequence[OptError]) -> list[OptError]:
-    """Each place and sentence once, in the order of the file."""
-    seen = {(m.where, m.what): m for m in mistakes}
-    return sorted(seen.values(), key=lambda m: _line(m.where))
-
-
-def _line(where: str) -> tuple[str, int]:
-    file, _, line = where.rpartition(":")
-    return (file, int(line)) if line.isdigit() else (where, 0)
 
 
 def _backend(passes: Sequence[Pass], target: Target) -> str:
@@ -352,32 +333,17 @@ def _backend(passes: Sequence[Pass], target: Target) -> str:
     return target.backend
 
 
-def resolve_model(value: str, base: Path) -> str:
-    """`./…`, `../…`, `/…`, `~/…` → an absolute path; `package:NAME/SUB` → a folder of an installed package; else a hub id."""
-    if value.startswith(PACKAGE_PREFIX):
-        return _package_folder(value)
-    if value.startswith((".", "/", "~")):
-        return str((base / Path(value).expanduser()).resolve())
-    return value
-
-
-def _package_folder(value: str) -> str:
-    package, _, sub = value.removeprefix(PACKAGE_PREFIX).partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise RecipeError(
-            f"no installed Python package {package!r} holds a checkpoint",
-            fix="pip install it, or name a folder with --model",
-        )
-    return str(Path(spec.submodule_search_locations[0]) / sub)
+def _choice_of(target: Target) -> dict[str, Any]:
+    price = target.hourly_usd
+    return {"name": target.name} | ({"hourly_usd": price} if price is not None else {})
 
 
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe with every default, as YAML that loads back to the same recipe."""
     data: dict[str, Any] = {"description": recipe.description} if recipe.description else {}
     data["model"] = recipe.model
-    price = recipe.target.hourly_usd
-    data["target"] = {"name": recipe.target.name} | ({"hourly_usd": price} if price is not None else {})
+    named = [_choice_of(target) for target in recipe.targets]
+    data["target"] = named if recipe.others else named[0]
     sources = {"calibration": recipe.calibration, "evaluation": recipe.evaluation}
     data["data"] = {role: source.described() for role, source in sources.items() if source is not None}
     data["passes"] = [{item.word: item.model_dump(mode="json")} for item in recipe.passes]

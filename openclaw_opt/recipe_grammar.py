@@ -67,8 +67,9 @@ class Grammar(BaseModel):
     model: str
     """A folder (`./…`, `../…` or absolute; relative to the recipe's file), `package:NAME/SUBFOLDER` for a checkpoint inside an
     installed Python package, or a Hugging Face hub id."""
-    target: str | TargetChoice = "host"
-    """What to build for: a row of the target table, or `host` for this machine."""
+    target: str | TargetChoice | list[str | TargetChoice] = "host"
+    """What to build for: a row of the target table, or `host` for this machine. A list of cards that one TensorRT-RTX builds
+    for, `[rtx4090, rtx3060]`, is one job: see `engines` of `build`. Bounds and prices are of the first."""
     data: DataSection = DataSection()
     """Where calibration and evaluation data come from."""
     passes: list[str | dict[str, Any]]

@@ -43,8 +43,9 @@ def recipe_schema() -> dict[str, Any]:
         meaning = definitions["DataSection"]["properties"][role].get("description", "")
         definitions["DataSection"]["properties"][role] = {**sources, "description": meaning}
     definitions["TargetChoice"]["properties"]["name"] |= {"enum": target_names()}
+    one = [{"enum": target_names()}, {"$ref": "#/$defs/TargetChoice"}]
     properties["target"] = {
-        "anyOf": [{"enum": target_names()}, {"$ref": "#/$defs/TargetChoice"}],
+        "anyOf": [*one, {"type": "array", "items": {"anyOf": one}, "minItems": 1}],
         "description": properties["target"].get("description", ""),
     }
     whole = {"anyOf": [{"required": ["extends"]}, {"required": required}]}  # another recipe may bring the rest

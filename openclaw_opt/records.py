@@ -164,7 +164,11 @@ class Report(Facts):
     checkpoint_bytes: int
     checkpoint_dtype: str
     target: str
+    """Row of the target table; of several, the first."""
     target_title: str
+    """Of every target."""
+    targets: tuple[str, ...] = ()
+    """Every target of the job, where there are several."""
     target_facts: dict[str, Any] = {}
     """The target's row: memory, bandwidth, peak, price."""
     backend: str

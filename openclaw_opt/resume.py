@@ -55,7 +55,7 @@ def finish(folder: Path, *, store: Store, hooks: Hooks) -> Report:
         hooks.started("build", 1, 1)
         part = _build_pass(recipe)
         with logs_kept(work, store.root / "logs" / folder.name):
-            engine = part.engine_of(Graph(folder / GRAPH), recipe.target, recipe.backend, work, hooks.progress)
+            engine = part.engine_of(Graph(folder / GRAPH), recipe.targets, recipe.backend, work, hooks.progress)
         record = _record(report.passes[-1], engine, time.monotonic() - began, peak.bytes)
         hooks.finished(record)
         finished = _report(report, recipe, engine, record, folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from openclaw_opt.checkpoint import list_checkpoint
 from openclaw_opt.data.digits import Digits
 from openclaw_opt.models.families import spec_from_config
-from openclaw_opt.recipe import resolve_model
+from openclaw_opt.recipe_model import resolve_model
 from openclaw_opt.targets import Target, formats_of, target_named
 
 PREFERRED = ("fp8", "int8", "int4")

@@ -9,6 +9,7 @@ do not predict. `hourly_usd` is an on-demand cloud price of one card; it is a de
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -130,6 +131,24 @@ def ray_resources(target: str) -> tuple[str, ...]:
     """
     known = RAY_TYPES.get(target)
     return () if target == HOST else (target, f"accelerator_type:{known}") if known else (target,)
+
+
+def not_one_job(targets: Sequence[Target]) -> Iterator[tuple[int, str, str]]:
+    """Which of several targets cannot share a job with the first: its place, why, and what to do.
+
+    One builder must make all the engines on one machine.
+    """
+    builders = [target.module or target.backend for target in targets]
+    for index, target in enumerate(targets):
+        apart = "give it a recipe of its own, with `extends`"
+        if target.name in [one.name for one in targets[:index]]:
+            yield index, f"target {target.name!r} is named twice", "take one out"
+        elif builders[index] != builders[0]:
+            first = f"{targets[0].name} is built by {builders[0]}"
+            yield index, f"one job has one builder: {first}, {target.name} by {builders[index]}", apart
+        elif index and target.runtime != "rtx":
+            what = f"{builders[index]} builds for one target a job, not for {targets[0].name} and {target.name}"
+            yield index, what, apart
 
 
 def host() -> Target:

@@ -63,7 +63,11 @@ def test_every_mistake_of_a_file_is_found_in_one_pass(write_recipe: Write) -> No
         (("  - build\n", "  - build: 3\n"), "the options of 'build' are a mapping; got 3"),
         (("perplexity.recovery:", "perplexity.recovry:"), "did you mean 'perplexity.recovery'?"),
         (("target: host", "target: {name: l4, hourly_usd: -1}"), "greater than 0"),
-        (("target: host", "target: [l4]"), "target"),
+        (("target: host", "target: []"), "`target` is an empty list"),
+        (("target: host", "target: [l4, l4]"), "target 'l4' is named twice"),
+        (("target: host", "target: [l4, h100-sxm]"), "one job has one builder: l4 is built by tensorrt_rtx, h100-sxm by tensorrt"),
+        (("target: host", "target: [rtx4090, host]"), "rtx4090 is built by tensorrt_rtx, host by onnxruntime"),
+        (("target: host", "target: [h100-sxm, h200]"), "tensorrt builds for one target a job, not for h100-sxm and h200"),
         (("  - export\n", ""), "takes a Graph, but `quantize` before it gives a Model"),
         (("  - fuse\n  - build\n", "  - build\n  - fuse\n"), "takes a Graph, but `build` before it gives a Engine"),
         (("{format: int8, algorithm: max}", "{format: int8, algorithm: max, alpha: 0.5}"), "alpha has no effect with max"),
@@ -80,6 +84,35 @@ def test_one_mistake(write_recipe: Write, change: tuple[str, str], told: str) ->
     assert len(found) == 1, found
     assert told in found[0]
     assert found[0].split(":")[0].isdigit(), "the message names the line"
+
+
+def test_several_cards_are_one_job_and_each_is_checked(write_recipe: Write, tmp_path: Path) -> None:
+    cards = ("target: host", "target: [rtx4090, {name: rtx3060, hourly_usd: 0.1}, l40s]")
+    recipe = load_recipe(write_recipe(cards))
+    assert [target.name for target in recipe.targets] == ["rtx4090", "rtx3060", "l40s"]
+    assert recipe.others[0].hourly_usd == 0.1
+    resolved = tmp_path / "tiny.resolved.yaml"
+    resolved.write_text(resolved_yaml(recipe))
+    assert load_recipe(resolved).targets == recipe.targets
+    (found,) = mistakes(write_recipe(cards, ("{format: int8, algorithm: max}", "{format: fp8}")))
+    assert "tensorrt does not realise fp8 on GeForce RTX 3060 12 GB: it needs compute capability 8.9" in found
+    (found,) = mistakes(write_recipe(cards, ("  - build\n", "  - build: {backend: onnxruntime}\n")))
+    assert "onnxruntime builds one artifact for any card, not one for each of several targets" in found
+    alike = ("target: host", "target: [rtx4090, l40s]")
+    (found,) = mistakes(write_recipe(alike, ("  - build\n", "  - build: {engines: each}\n")))
+    assert "`engines` has no effect on targets of one compute capability" in found
+
+
+def test_a_batch_over_the_profile_is_refused_before_any_work(write_recipe: Write) -> None:
+    changes = (
+        ("target: host", "target: rtx4090"),
+        ("[perplexity, size]", "[perplexity, {latency: {batch: 8, prompt: 600}}]"),
+    )
+    batch, prompt = mistakes(write_recipe(*changes))
+    assert "metric 'latency': batch 8 is more than the engine is built for, 4 at most" in batch
+    assert "metric 'latency': prompt 600 is more than the engine is built for, 512 at most" in prompt
+    wider = write_recipe(*changes, ("  - build\n", "  - build: {batch: [1, 1, 8], prompt: [1, 8, 64]}\n"))
+    assert ["prompt 600 is more than" in one for one in mistakes(wider)] == [True]
 
 
 def test_wrong_types_are_not_converted(write_recipe: Write) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from openclaw_opt.errors import MachineError, RecipeError, VerificationError
 from openclaw_opt.graph.to_tensorrt import lower
 from openclaw_opt.graph.trt_words import parser_model
 from openclaw_opt.targets import target_named
-from tests.tiny_decoder import Tiny, write_tiny
+from tests.tiny_decoder import Tiny, write_fp8_attention, write_tiny
 
 OPTIONS = TensorrtOptions(profiles=Profiles(batch=(1, 2, 4), prompt=(1, 8, 16)))
 ONE_LAYER = Tiny(layers=1, windows=(None,))
@@ -70,7 +71,7 @@ def test_a_decoder_builds_and_runs_in_what_was_asked(
         lowered(Tiny(format=kind), tmp_path), row, OPTIONS, tmp_path / "engine", lambda *event: seen.append(event)
     )
     facts = engine.facts
-    assert names(engine.folder) == {f"engine-{row.sm}.plan", "build.log", "engine.json"}
+    assert names(engine.folder) == {f"engine-{row.sm}.plan", "build.log", "layers.json", "engine.json"}
     assert [kernels.profile for kernels in facts.kernels] == ["prefill", "decode"]
     assert facts.kernels[1].per_layer is not None
     assert facts.kernels[1].per_layer <= per_layer
@@ -119,6 +120,55 @@ def test_two_builds_give_the_same_bytes(one_layer: Graph, tmp_path: Path, monkey
         engine = build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path / name, quiet)
         hashes.add(hashlib.sha256((engine.folder / "engine-sm89.plan").read_bytes()).hexdigest())
     assert len(hashes) == 1
+
+
+def test_bytes_depend_on_no_path(one_layer: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where graph and engine lie, and how large the environment is, decides no byte."""
+    elsewhere = Graph(Path(shutil.copytree(one_layer.folder, tmp_path / ("a-graph-with-a-longer-name" * 4))))
+    here = build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path / "e", quiet)
+    monkeypatch.setenv("OPENCLAW_TEST_BALLAST", "x" * 5000)
+    there = build(elsewhere, target_named("rtx4090"), OPTIONS, tmp_path / ("engine" * 20), quiet)
+    assert (here.folder / "engine-sm89.plan").read_bytes() == (there.folder / "engine-sm89.plan").read_bytes()
+
+
+def test_one_engine_for_several_compute_capabilities_or_one_each(one_layer: Graph, tmp_path: Path) -> None:
+    first, *others = (target_named(name) for name in ("rtx4090", "rtx3060", "l40s"))
+    alone = build(one_layer, first, OPTIONS, tmp_path / "alone", quiet)
+    one = build(one_layer, first, OPTIONS, tmp_path / "one", quiet, others)
+    each = build(one_layer, first, OPTIONS.model_copy(update={"engines": "each"}), tmp_path / "each", quiet, others)
+    assert one.facts.files == ("engine-sm86-sm89.plan",)
+    assert (one.facts.targets, one.facts.compute) == (("rtx4090", "rtx3060", "l40s"), ("sm86", "sm89"))
+    more = (one.folder / one.facts.files[0]).stat().st_size - (alone.folder / "engine-sm89.plan").stat().st_size
+    assert 0 < more < 1024, "weights are in the engine once"
+    assert (
+        "built for rtx4090, rtx3060, l40s (compute capabilities sm86, sm89); bounds and prices are of rtx4090"
+        in one.facts.notes
+    )
+    assert each.facts.files == ("engine-sm86.plan", "engine-sm89.plan")
+    assert [row.profile for row in each.facts.kernels] == ["prefill sm86", "decode sm86", "prefill sm89", "decode sm89"]
+    assert (each.folder / "engine-sm89.plan").read_bytes() == (alone.folder / "engine-sm89.plan").read_bytes()
+    assert {"build-sm86.log", "build-sm89.log"} <= names(each.folder)
+
+
+def test_a_builder_without_memory_says_so(one_layer: Graph, tmp_path: Path) -> None:
+    def starve() -> None:
+        for child in children():
+            used = child.memory_info().vms
+            child.rlimit(psutil.RLIMIT_AS, (used, used))
+
+    # Which allocation fails first is chance: the compiler reports most of them, and dies of some.
+    with pytest.raises(MachineError, match=r"out of memory|was killed by SIG(SEGV|ABRT)"):
+        build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path, when_compiling(starve))
+    assert names(tmp_path) == LEFT_BY_A_FAILED_BUILD
+    assert children() == []
+
+
+def test_fp8_around_attention_fails_the_build(tmp_path: Path) -> None:
+    with pytest.raises(
+        VerificationError, match=r"fp8 was asked for and is not realised in 1 layers: attention; .* reads \['Half'"
+    ):
+        build(write_fp8_attention(tmp_path / "graph"), target_named("l40s"), OPTIONS, tmp_path / "engine", quiet)
+    assert names(tmp_path / "engine") == LEFT_BY_A_FAILED_BUILD
 
 
 def test_the_memory_of_a_build_is_its_own_and_not_its_parents(one_layer: Graph, tmp_path: Path) -> None:

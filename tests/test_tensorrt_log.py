@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 
 from openclaw_opt.artifacts import LayerFormat
-from openclaw_opt.backends import trt_errors, trt_log
+from openclaw_opt.backends import trt_errors, trt_kernels, trt_log
 from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,13 +25,26 @@ def golden(name: str) -> trt_log.BuildLog:
     return trt_log.parse((GOLDEN / f"trt-log-{name}.txt").read_text().splitlines(), TOOL)
 
 
+OLDER = [
+    ("fp8", "1.6.1.120", (22, 14), (8253952, 8195584), "FP8 GEMM"),
+    ("fp8", "1.5.0.114", (22, 14), (8253696, 8195584), "FP8 GEMM"),
+    ("fp16", "1.4.0.76", (20, 12), (8258048, 8196096), "unknown"),
+]
+
+
+def older(kind: str, version: str) -> trt_log.BuildLog:
+    """The log of the same graph (one layer, sm89), built by an older version."""
+    text = gzip.decompress((GOLDEN / f"trt-log-{kind}-sm89.rtx-{version}.txt.gz").read_bytes()).decode()
+    return trt_log.parse(text.splitlines(), f"tensorrt_rtx {version}")
+
+
 def asked(kind: str) -> list[LayerFormat]:
     return [LayerFormat(name=f"layers.0.{name}", format=kind) for name in LINEARS]
 
 
 def test_kernels_of_a_real_log() -> None:
     log = golden("fp8-sm89")
-    prefill, decode = trt_log.kernel_rows(log, PROFILES)
+    prefill, decode = map(trt_kernels.kernel_row, trt_kernels.profile_layers(log, PROFILES, "e.plan"))
     assert (prefill.kernels, decode.kernels) == (22, 13)
     assert decode.by_type == {"gemm": 5, "kgen": 8}
     assert (prefill.activation_bytes, decode.activation_bytes) == (8253952, 8195584)
@@ -39,6 +53,28 @@ def test_kernels_of_a_real_log() -> None:
     gemm = next(one for one in log.kernels if one.nodes[:1] == ("layers.0.o.matmul",) and one.type == "gemm")
     assert ([one.dtype for one in gemm.inputs], [one.dtype for one in gemm.outputs]) == (["FP8"], ["Half"])
     assert gemm.weight(("FP8",)) == trt_log.Tensor("FP8", 64 * 64)
+
+
+@pytest.mark.parametrize(("kind", "version", "kernels", "activation", "realised"), OLDER)
+def test_logs_of_older_versions(
+    kind: str, version: str, kernels: tuple[int, int], activation: tuple[int, int], realised: str
+) -> None:
+    log = older(kind, version)
+    rows = [trt_kernels.kernel_row(one) for one in trt_kernels.profile_layers(log, PROFILES, "e.plan")]
+    assert tuple(row.kernels for row in rows) == kernels
+    assert tuple(row.activation_bytes for row in rows) == activation
+    receipt = trt_log.receipt(log, asked("fp8"), PROFILES)
+    assert {(row.realised, row.ok) for row in receipt} == {(realised, realised != "unknown")}
+    assert not any("not been tried" in note for note in log.notes)
+
+
+def test_a_table_without_weights_is_no_evidence() -> None:
+    """TensorRT-RTX 1.4 lists no constants: a receipt from it would be a guess."""
+    log = older("fp16", "1.4.0.76")
+    assert log.notes == (
+        "the layer table of tensorrt_rtx 1.4.0.76 shows no weights, so what a quantized layer runs in is not known",
+    )
+    assert trt_log.receipt(log, asked("fp8"), PROFILES)[0].why == "the build log of this version shows no weights"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +99,36 @@ def test_known_traps_are_not_realised(name: str, kind: str, says: str) -> None:
     (row,) = trt_log.receipt(golden(name), [LayerFormat(name="lin", format=kind)], ["main"])
     assert (row.ok, row.realised) == (False, "Half GEMM")
     assert says in row.why
+
+
+def test_fp8_around_attention_is_not_realised() -> None:
+    (row,) = trt_log.receipt(golden("fp8-attention"), [LayerFormat(name="attention", format="fp8")], ["main"])
+    assert (row.ok, row.realised) == (False, "Half attention")
+    assert row.why.endswith("reads ['Half', 'Half', 'Half']; 3 kernels around it quantize and dequantize for nothing")
+
+
+def test_a_nameless_kernel_counts_for_the_layer_it_runs_in() -> None:
+    def line(at: int, node: str) -> str:
+        more = f"Metadata: [ONNX Layer: {node}]" if node else "Metadata: "
+        return f"Name: k_myl0_{at}, LayerType: kgen, Inputs: [], Constants: [], Outputs: [], TacticName: t, StreamId: 0, {more}"
+
+    nodes = [
+        "mask",
+        "layers.0.a/Add",
+        "",
+        "layers.0.b/Add",
+        "",
+        "layers.1.a/Add",
+        "",
+        "layers.1.b/Add",
+        "",
+        "head/MatMul",
+    ]
+    log = trt_log.parse([line(at, node) for at, node in enumerate(nodes)], TOOL)
+    (table,) = trt_kernels.profile_layers(log, ["main"], "e.plan")
+    named = [kernel.layer for kernel in table.kernels]
+    assert named == ["", *["layers.0"] * 3, "", *["layers.1"] * 3, "", ""]
+    assert trt_kernels.kernel_row(table).per_layer == 3
 
 
 def test_a_layer_in_half_precision_and_a_layer_that_is_not_there_are_not_realised() -> None:
@@ -115,11 +181,35 @@ def test_profiles_are_told_apart_by_graph_number_when_a_kernel_does_not_name_its
         ("[ERROR] createInferBuilder: Error Code 6: CUDA initialization failure with error: 35", MachineError, "needs an NVIDIA GPU"),
         ("terminate called after throwing an instance of 'std::bad_alloc'", MachineError, "ran out of memory"),
         ("[ERROR] Could not find any implementation for node lin + relu.", VerificationError, "no kernel for lin"),
+        ("[ERROR] Error Code 1: Cuda Runtime (In generateForCurrent at cudaDeviceProfile.cpp:187)", MachineError, "needs an NVIDIA GPU"),
         ("[ERROR] something new", VerificationError, "something new"),
     ],
 )  # fmt: skip
 def test_what_the_builder_says_becomes_what_to_do(line: str, kind: type[OptError], says: str) -> None:
-    lines = trt_log.problems(["[INFO] fine", line])
-    error = trt_errors.refused(lines, Path("build.log"))
+    lines = ["[INFO] fine", line]
+    error = trt_errors.refused(trt_log.problems(lines), Path("build.log"), trt_log.shortages(lines))
     assert type(error) is kind
     assert says in str(error)
+
+
+@pytest.mark.parametrize(
+    "warning",
+    [
+        "[WARNING] Tactic Device request: 8192MB Available: 7000MB. Device memory is insufficient to use tactic.",
+        "[WARNING] Skipping tactic 3 due to insufficient memory on requested size of 8589934592 detected for tactic 0x3.",
+        "[ERROR] [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+        "[WARNING] Requested amount of GPU memory (8589934592 bytes) could not be allocated.",
+    ],
+)
+def test_no_implementation_for_want_of_memory_is_called_out_of_memory(warning: str) -> None:
+    """TensorRT says `could not find any implementation` when every tactic was skipped for its scratch memory."""
+    lines = [warning, "[ERROR] Could not find any implementation for node lin + relu."]
+    error = trt_errors.refused(trt_log.problems(lines), Path("build.log"), trt_log.shortages(lines))
+    assert type(error) is MachineError
+    assert str(error).startswith(f"build.log: the builder ran out of memory: {warning}")
+
+
+def test_memory_is_no_excuse_for_what_has_another_cause() -> None:
+    lines = ["[WARNING] Skipping tactic 3 due to insufficient memory", f"[ERROR] {FP8_ON_AMPERE}"]
+    error = trt_errors.refused(trt_log.problems(lines), Path("build.log"), trt_log.shortages(lines))
+    assert type(error) is RecipeError

@@ -291,3 +291,30 @@ def _mxfp8(writer: Writer, name: str, weight: np.ndarray) -> tuple[str, str]:
         writer.constant(f"{name}.weight_scale", (power + 127).astype(np.uint8)),
     ]
     return x, writer.op("TRT_MXFP8DequantizeLinear", names, f"{name}.weight/Dequantize", axis=0, **half)
+
+
+def write_fp8_attention(folder: Path, heads: int = 2, head_dim: int = 16) -> Graph:
+    """A graph of dialect `tensorrt`: one attention whose q, k and v went through FP8 Q/DQ, which TensorRT runs in half precision.
+
+    `to_tensorrt.lower` refuses it; only a graph written by hand gets to the builder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    writer, half = Writer(Tiny()), TensorProto.FLOAT16
+    names = [writer.constant("scale", np.array(0.05, np.float16)), writer.constant("zero", np.array(0, LOW_BIT["fp8"]))]
+    inputs = []
+    for part in "qkv":
+        low = writer.op("QuantizeLinear", [part, *names], f"attention.{part}/QuantizeLinear")
+        inputs.append(writer.op("DequantizeLinear", [low, *names], f"attention.{part}/DequantizeLinear"))
+    y = writer.op("Attention", inputs, "attention/Attention", scale=head_dim**-0.5)
+    shape = ["batch", heads, "length", head_dim]
+    infos = [helper.make_tensor_value_info(part, half, shape) for part in "qkv"]
+    outputs = [helper.make_tensor_value_info(y, half, shape)]
+    proto = helper.make_graph(writer.nodes, "fp8_attention", infos, outputs, writer.weights)
+    onnx.save(
+        helper.make_model(proto, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), folder / "model.onnx"
+    )
+    graph = Graph(folder)
+    asked = (LayerFormat(name="attention", format="fp8"),)
+    facts = {"task": "encoder", "dialect": "tensorrt", "dtype": "float16", "family": "bert", "opset": 24}
+    graph.write_facts(GraphFacts.model_validate({**facts, "quantized": asked}))
+    return graph

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, EngineFacts, Graph, Model
 from openclaw_opt.backends import DecoderSession, GenericSession
 from openclaw_opt.errors import MachineError
+from openclaw_opt.targets import Target
+from openclaw_opt.versions import version_of
 
 
 def cannot_run(facts: EngineFacts) -> str:
@@ -12,12 +16,43 @@ def cannot_run(facts: EngineFacts) -> str:
     if not facts.finished:
         return facts.unfinished_why
     if facts.backend == "onnxruntime":
-        return ""
+        return other_machine(facts, None, installed="", threads=usable_threads())
     from openclaw_opt.targets import host
 
-    if not host().is_gpu:
+    here = host()
+    if not here.is_gpu:
         return "no NVIDIA GPU"
+    module = facts.tool.split(" ", 1)[0]
+    differs = other_machine(facts, here, installed=version_of(module.replace("_", "-")), threads=0)
+    if differs:
+        return differs
     return "this version of openclaw-opt does not run TensorRT engines; it measures their graph on ONNX Runtime"
+
+
+def other_machine(facts: EngineFacts, card: Target | None, *, installed: str, threads: int) -> str:
+    """What differs between this machine and the one an engine was built for, as a sentence; empty if nothing does.
+
+    Args:
+        card: this machine's GPU; None where the engine is for a CPU.
+        installed: version of the runtime that built it, here; empty where its files fit any.
+        threads: that this process may use.
+    """
+    if card is not None and facts.compute and card.sm not in facts.compute:
+        cards = f"for {', '.join(facts.targets or (facts.target,))} ({', '.join(facts.compute)})"
+        return f"it was built {cards}, and this GPU is {card.title} ({card.sm})"
+    module, _, built = facts.tool.partition(" ")
+    if installed == "not installed":
+        return f"it was built by {facts.tool}, and {module} is not installed here"
+    if installed and built and installed != built:
+        return f"it was built by {module} {built}, and {module} {installed} is installed here: only the version that built an engine runs it"
+    if facts.threads is not None and threads != facts.threads:
+        return f"its session options were tuned for {facts.threads} threads, and this host has {threads}"
+    return ""
+
+
+def usable_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_engine(engine: Engine) -> DecoderSession | GenericSession:

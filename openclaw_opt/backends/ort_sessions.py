@@ -182,10 +182,10 @@ class OrtDecoder(DecoderSession):
     def prefill(self, ids: Ids, lengths: Ids | None = None) -> Floats:
         """Start afresh: [batch, length], [batch] -> [batch, vocab] float32, logits at each sequence's last token."""
         batch, length = ids.shape
+        _check_length(length, self.capacity, "this session's capacity")
         self._lengths = np.full(batch, length, np.int64) if lengths is None else np.asarray(lengths, np.int64).copy()
         if self._lengths.shape != (batch,) or self._lengths.min() < 1 or self._lengths.max() > length:
             raise RecipeError(f"lengths {self._lengths.tolist()} do not fit ids of shape {list(ids.shape)}")
-        _check_length(length, self.capacity, "this session's capacity")
         self._cache.start(batch, self.context if self.facts.dialect == "tensorrt" else self.capacity)
         self._seen = ids.copy()
         ids, self._mask, positions, last = self._cache.placed(ids, self._lengths)
@@ -239,6 +239,8 @@ def _profile(session: ort.InferenceSession | None) -> Path:
 
 
 def _check_length(length: int, limit: int, what: str) -> None:
+    if length < 1:
+        raise RecipeError("an empty prompt: a sequence needs at least one token")
     if length > limit:
         raise RecipeError(f"a sequence of {length} tokens exceeds {what} of {limit}")
 

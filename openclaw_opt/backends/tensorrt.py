@@ -7,30 +7,30 @@ The engine's file appears under its name only when it is whole.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
-import queue
 import shutil
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from openclaw_opt.advisories import advisories, told, traits_of
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
 from openclaw_opt.backends import cache_notes, trt_errors, trt_log, trt_process
+from openclaw_opt.backends.trt_kernels import FILE as LAYERS
+from openclaw_opt.backends.trt_kernels import EngineLayers, ProfileLayers, kernel_row, profile_layers
+from openclaw_opt.backends.trt_process import Tell
 from openclaw_opt.backends.trt_profiles import Profiles, shapes_of
 from openclaw_opt.errors import MachineError, VerificationError
 from openclaw_opt.graph import trt_legality
-from openclaw_opt.targets import Target
-
-Tell = Callable[[str, float], None]
-"""Called with the builder's phase and how far the whole build is, in [0, 1]."""
+from openclaw_opt.targets import Target, target_named
 
 LOG = "build.log"
 PARTIAL = ".partial"
@@ -43,6 +43,7 @@ class TensorrtOptions(BaseModel):
         profiles: shape ranges.
         timeout_s: seconds after which the build is stopped; None for no limit.
         require_realised: fail when a quantized layer does not run in the format asked for.
+        engines: for targets of several compute capabilities, `one` engine that holds them all or one `each`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,10 +51,17 @@ class TensorrtOptions(BaseModel):
     profiles: Profiles = Profiles()
     timeout_s: float | None = None
     require_realised: bool = True
+    engines: Literal["one", "each"] = "one"
 
 
-def engine_file(target: Target) -> str:
-    return f"engine-{target.sm}.plan"
+def engine_file(targets: Sequence[Target]) -> str:
+    """`engine-sm89.plan`; of several compute capabilities `engine-sm86-sm89.plan`."""
+    return f"engine-{'-'.join(capabilities(targets))}.plan"
+
+
+def capabilities(targets: Sequence[Target]) -> list[str]:
+    """The distinct compute capabilities, lowest first: cards of one share an engine."""
+    return [f"sm{major}{minor}" for major, minor in sorted({target.compute for target in targets})]
 
 
 def cannot_build(target: Target) -> str:
@@ -76,24 +84,34 @@ def _wrong_gpu(target: Target) -> str:
     return ""
 
 
-def unfinished(graph: Graph, target: Target, folder: Path, why: str) -> Engine:
+def unfinished(graph: Graph, target: Target, folder: Path, why: str, others: Sequence[Target] = ()) -> Engine:
     """An engine folder that holds the verified graph and the command that finishes it on the GPU host."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(graph.folder, folder / "graph", dirs_exist_ok=True)  # no hard links: onnx.checker refuses them
     engine = _with_assets(graph, folder)
     engine.write_facts(
-        _facts(graph, target).model_copy(
+        _facts(graph, (target, *others)).model_copy(
             update={"finished": False, "unfinished_why": why, "finish_command": f"openclaw-opt build {folder} --resume"}
         )
     )
     return engine
 
 
-def build(graph: Graph, target: Target, options: TensorrtOptions, folder: Path, tell: Tell) -> Engine:
-    """Compile a graph of dialect `tensorrt` into `folder`: engine-smXY.plan, build.log, engine.json.
+def build(
+    graph: Graph,
+    target: Target,
+    options: TensorrtOptions,
+    folder: Path,
+    tell: Tell,
+    others: Sequence[Target] = (),
+) -> Engine:
+    """Compile a graph of dialect `tensorrt` into `folder`: engine-smXY.plan, build.log, layers.json, engine.json.
+
+    `others` are further targets of the same module; with `engines: each` every compute capability gets a plan and a log of
+    its own.
 
     Raises:
-        RecipeError: shape ranges or a number format the target does not have.
+        RecipeError: shape ranges or a number format a target does not have.
         MachineError: the package, the GPU or memory is missing; the time limit; the builder process crashed.
         VerificationError: the parser refuses a node, or a precision was not realised.
     """
@@ -101,129 +119,141 @@ def build(graph: Graph, target: Target, options: TensorrtOptions, folder: Path, 
         raise VerificationError(
             f"a graph of dialect {graph.facts.dialect} is not lowered to TensorRT", where=str(graph.folder)
         )
-    why = cannot_build(target)
+    targets = (target, *others)
+    why = next((why for one in targets if (why := cannot_build(one))), "")
     if why:
         raise MachineError(why, fix="build with `--until graph` here, and finish on the GPU host")
     folder.mkdir(parents=True, exist_ok=True)
-    return _Build(graph, target, options, folder).run(tell)
+    groups = _groups(targets, options.engines)
+    made = []
+    for index, group in enumerate(groups):
+        label = capabilities(group)[0] if len(groups) > 1 else ""
+        done = _Build(graph, group, options, folder, label).run(partial(_share, tell, index, len(groups)))
+        made.append(done)
+    engine = _with_assets(graph, folder)
+    _write(engine, _facts(graph, targets), made)
+    return engine
+
+
+def _groups(targets: Sequence[Target], engines: str) -> list[list[Target]]:
+    """The targets of each engine."""
+    if engines == "one":
+        return [list(targets)]
+    return [[one for one in targets if one.compute == compute] for compute in sorted({one.compute for one in targets})]
+
+
+def _share(tell: Tell, index: int, count: int, phase: str, fraction: float) -> None:
+    """Progress of one of several builds as progress of all."""
+    tell(phase, (index + fraction) / count)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What one builder process made."""
+
+    file: str
+    receipt: tuple[ReceiptRow, ...]
+    layers: tuple[ProfileLayers, ...]
+    notes: tuple[str, ...]
+    tool: str
+    seconds: float
+    peak_bytes: int
 
 
 class _Build:
-    """One build in one child process."""
+    """One engine in one child process; `label` tells its rows and its log from those of the others."""
 
-    def __init__(self, graph: Graph, target: Target, options: TensorrtOptions, folder: Path) -> None:
-        self.graph, self.target, self.options, self.folder = graph, target, options, folder
-        self.plan, self.log = folder / engine_file(target), folder / LOG
+    def __init__(
+        self, graph: Graph, targets: Sequence[Target], options: TensorrtOptions, folder: Path, label: str
+    ) -> None:
+        self.graph, self.targets, self.options, self.label = graph, targets, options, label
+        self.plan, self.log = folder / engine_file(targets), folder / (f"build-{label}.log" if label else LOG)
         self.partial = self.plan.with_name(self.plan.name + PARTIAL)
-        self.request = folder / f"request.json{PARTIAL}"
         self.profiles = shapes_of(options.profiles, graph.facts, input_shapes(graph.onnx))
 
-    def run(self, tell: Tell) -> Engine:
+    def run(self, tell: Tell) -> _Made:
         started = time.monotonic()
         self.log.write_text("")
-        self.request.write_text(json.dumps(self._request()))
         try:
-            done = self._drive(tell)
-            facts = self._read_log(done, time.monotonic() - started)
+            with trt_process.workplace(self.graph.folder, self.partial, self.log) as place:
+                request = place / "request.json"
+                request.write_text(json.dumps(self._request()))
+                ended = trt_process.drive(request, self.log, self.options.timeout_s, tell)
+            if ended.event.get("event") != "done":
+                raise self._failure(ended)
+            made = self._read_log(ended.event, time.monotonic() - started)
             os.replace(self.partial, self.plan)
         finally:
             self.partial.unlink(missing_ok=True)
-            self.request.unlink(missing_ok=True)
-        engine = _with_assets(self.graph, self.folder)
-        engine.write_facts(facts)
-        return engine
+        return made
 
     def _request(self) -> dict[str, Any]:
+        # So that their bytecode is on disk: a child that compiles it first allocates differently, and addresses decide bytes.
+        for module in ("openclaw_opt.graph.trt_words", "openclaw_opt.backends.trt_child"):
+            importlib.import_module(module)
         return {
-            "module": self.target.module,
-            "compute": list(self.target.compute),
-            "onnx": str(self.graph.onnx),
-            "plan": str(self.partial),
-            "log": str(self.log),
+            "module": self.targets[0].module,
+            "compute": sorted({target.compute for target in self.targets}),
+            "onnx": f"graph/{self.graph.onnx.name}",
+            "plan": "plan",
+            "log": "log",
             "profiles": self.profiles,
         }
 
-    def _drive(self, tell: Tell) -> dict[str, Any]:
-        """Run the child to its end and give its `done` event. Whatever happens here, the child is gone afterwards."""
-        command = [sys.executable, "-m", "openclaw_opt.backends.trt_child", str(self.request)]
-        with self.log.open("ab") as errors:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=trt_process.environment(),
-                start_new_session=True,
-            )
-        try:
-            return self._listen(child, tell)
-        finally:
-            trt_process.stop(child)
-
-    def _listen(self, child: subprocess.Popen[bytes], tell: Tell) -> dict[str, Any]:
-        events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=trt_process.pump, args=(child, events), daemon=True).start()
-        limit = self.options.timeout_s
-        deadline = None if limit is None else time.monotonic() + limit
-        last: dict[str, Any] = {}
-        while (event := self._next(events, deadline)) is not None:
-            if event["event"] == "progress":
-                tell(event["phase"], event["fraction"])
-            elif not last:
-                last = event  # the first parse error is the cause; others, and `failed`, follow from it
-        code = child.wait()
-        if last.get("event") != "done":
-            raise self._failure(last, code)
-        return last
-
-    def _next(self, events: queue.Queue[dict[str, Any] | None], deadline: float | None) -> dict[str, Any] | None:
-        try:
-            return events.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0.0))
-        except queue.Empty:
-            raise MachineError(
-                f"the build was stopped at its time limit of {self.options.timeout_s} s",
-                where=str(self.log),
-                fix="raise `build: {timeout_minutes: …}`, or narrow the shape ranges",
-            ) from None
-
-    def _failure(self, last: dict[str, Any], code: int) -> Exception:
-        lines = self.log.read_text(errors="replace").splitlines()
+    def _failure(self, ended: trt_process.Ended) -> Exception:
+        last, lines = ended.event, self.log.read_text(errors="replace").splitlines()
         if last.get("event") == "parse_error":
             return trt_errors.parse_refused(last["node"], last["op"], last["why"], self.graph.onnx)
         if last.get("event") == "no_module":
-            return MachineError(
-                f"{self.target.module} does not load: {last['why']}",
-                fix=f"pip install {self.target.module.replace('_', '-')}",
-            )
-        said = trt_log.problems(lines)
-        if last.get("event") == "failed" or (code > 0 and said):
-            return trt_errors.refused(said, self.log)
-        return trt_errors.crashed(code, lines, self.log)
+            module = self.targets[0].module
+            return MachineError(f"{module} does not load: {last['why']}", fix=f"pip install {module.replace('_', '-')}")
+        said, short = trt_log.problems(lines), trt_log.shortages(lines)
+        if last.get("event") == "failed" or short or (ended.code > 0 and said):
+            return trt_errors.refused(said, self.log, short)
+        return trt_errors.crashed(ended.code, lines, self.log)
 
-    def _read_log(self, done: dict[str, Any], seconds: float) -> EngineFacts:
-        """The facts of the finished engine. Raises VerificationError when a required precision is not there."""
-        names = [profile["name"] for profile in self.profiles]
+    def _read_log(self, done: dict[str, Any], seconds: float) -> _Made:
+        """What the finished engine is. Raises VerificationError when a required precision is not there."""
+        names = [f"{profile['name']} {self.label}".strip() for profile in self.profiles]
         with self.log.open(errors="replace") as lines:
             log = trt_log.parse(lines, done["tool"])
         receipt = trt_log.receipt(log, self.graph.facts.quantized, names)
         if self.options.require_realised:
             _require_realised(receipt, self.log)
-        return _facts(self.graph, self.target).model_copy(
+        layers = profile_layers(log, names, self.plan.name)
+        notes = (*log.notes, *_repeatable(done))
+        return _Made(self.plan.name, receipt, layers, notes, done["tool"], seconds, done["peak_bytes"])
+
+
+def _write(engine: Engine, facts: EngineFacts, made: Sequence[_Made]) -> None:
+    """layers.json and engine.json of all engines of the folder."""
+    tables = tuple(table for one in made for table in one.layers)
+    table = EngineLayers(tool=made[0].tool, profiles=tables)
+    (engine.folder / LAYERS).write_text(table.model_dump_json(indent=1, exclude_defaults=True) + "\n")
+    notes = dict.fromkeys(note for one in made for note in one.notes)
+    targets = [target_named(name) for name in facts.targets]
+    advice = told(advisories(targets, made[0].tool.partition(" ")[2], traits_of(facts.graph)))
+    engine.write_facts(
+        facts.model_copy(
             update={
-                "files": (self.plan.name,),
-                "receipt": receipt,
-                "kernels": trt_log.kernel_rows(log, names),
-                "notes": (
-                    *cache_notes(self.graph.facts),
-                    *log.notes,
-                    *_repeatable(done),
-                    *trt_legality.advise(self.graph.facts),
-                ),
-                "tool": done["tool"],
-                "build_seconds": round(seconds, 3),
-                "build_peak_bytes": done["peak_bytes"],
+                "files": tuple(one.file for one in made),
+                "receipt": tuple(row for one in made for row in one.receipt),
+                "kernels": tuple(kernel_row(table) for table in tables),
+                "notes": (*facts.notes, *notes, *_several(facts), *trt_legality.advise(facts.graph), *advice),
+                "tool": made[0].tool,
+                "build_seconds": round(sum(one.seconds for one in made), 3),
+                "build_peak_bytes": max(one.peak_bytes for one in made),
             }
         )
+    )
+
+
+def _several(facts: EngineFacts) -> tuple[str, ...]:
+    """What a report of several targets must say: bounds and prices are figures of one card."""
+    if len(facts.targets) < 2:
+        return ()
+    held = f"compute capabilities {', '.join(facts.compute)}"
+    return (f"built for {', '.join(facts.targets)} ({held}); bounds and prices are of {facts.target}",)
 
 
 def _repeatable(done: dict[str, Any]) -> tuple[str, ...]:
@@ -234,12 +264,19 @@ def _repeatable(done: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _facts(graph: Graph, target: Target) -> EngineFacts:
+def _facts(graph: Graph, targets: Sequence[Target]) -> EngineFacts:
     facts = graph.facts
     return EngineFacts(
-        task=facts.task, backend="tensorrt", target=target.name, dialect="tensorrt", dtype=facts.dtype, graph=facts,
+        task=facts.task,
+        backend="tensorrt",
+        target=targets[0].name,
+        targets=tuple(target.name for target in targets),
+        compute=tuple(capabilities(targets)),
+        dialect="tensorrt",
+        dtype=facts.dtype,
+        graph=facts,
         notes=cache_notes(facts),
-    )  # fmt: skip
+    )
 
 
 def _require_realised(receipt: tuple[ReceiptRow, ...], log: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from openclaw_opt.artifacts import Checkpoint, Model
 from openclaw_opt.backends import DecoderSession, GenericSession
+from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.hf import Classifier, Encoder
@@ -40,6 +41,8 @@ class TorchDecoder(DecoderSession):
 
     def prefill(self, ids: Ids, lengths: Ids | None = None) -> Floats:
         sizes = [ids.shape[1]] * len(ids) if lengths is None else [int(n) for n in lengths]
+        if not sizes or min(sizes) < 1:
+            raise RecipeError("an empty prompt: a sequence needs at least one token")
         self._rows = [row[:size].tolist() for row, size in zip(ids, sizes, strict=True)]
         return self._last()
 

@@ -25,11 +25,6 @@ from typing import Any, BinaryIO, TextIO, TypedDict
 NO_RANDOMIZE = 0x0040000
 """ADDR_NO_RANDOMIZE of personality(2)."""
 
-REQUEST, FOLDER, LOG, PLAN = 40, 41, 42, 43
-"""Numbers of the files that the process without address randomization starts with."""
-KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "HOME", "TMPDIR", "LANG", "LC_", "CUDA_", "NVIDIA_")
-"""How the variables begin that it needs."""
-
 
 class Shapes(TypedDict):
     """One optimization profile: its name, and by input name the shapes [min, opt, max]."""
@@ -40,8 +35,9 @@ class Shapes(TypedDict):
 
 class Request(TypedDict):
     module: str
-    compute: list[int]
-    """Major and minor compute capability; TensorRT-RTX only, the data-centre builder takes the GPU it finds."""
+    compute: list[list[int]]
+    """Major and minor of every compute capability the engine is to hold; TensorRT-RTX only, the data-centre builder takes
+    the GPU it finds."""
     onnx: str
     plan: str
     log: str
@@ -91,8 +87,8 @@ class Progress:
 def fix_addresses(path: str) -> bool:
     """Start this process again without address randomization; False where the system does not let us.
 
-    The compiler orders some things by their address, so an engine's bytes repeat only where addresses do. The new process
-    sees nothing whose length depends on where the build runs: no paths but open files, and few variables of the environment.
+    The compiler orders some things by their address, so an engine's bytes repeat only where addresses do; the paths and
+    the environment that it sees are of one size too (`trt_process.workplace`, `trt_process.environment`).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -104,24 +100,7 @@ def fix_addresses(path: str) -> bool:
         return False
     if not personality(ctypes.c_ulong(0xFFFFFFFF)) & NO_RANDOMIZE:
         return False
-    _hand_over(json.loads(Path(path).read_text()))
-    kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
-    command = [sys.executable, "-P", "-m", "openclaw_opt.backends.trt_child", f"/dev/fd/{REQUEST}"]
-    os.execve(sys.executable, command, kept)
-
-
-def _hand_over(request: Request) -> None:
-    """Open what the request names under fixed numbers, for the process that takes this one's place."""
-    named = {"onnx": Path(request["onnx"]).name, "plan": f"/dev/fd/{PLAN}", "log": f"/dev/fd/{LOG}"}
-    text = os.memfd_create("request")
-    os.write(text, json.dumps({**request, **named}).encode())
-    folder = os.open(Path(request["onnx"]).parent, os.O_RDONLY)
-    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    plan = os.open(request["plan"], os.O_WRONLY | os.O_CREAT, 0o644)
-    for number, opened in ((REQUEST, text), (FOLDER, folder), (LOG, log), (PLAN, plan)):
-        os.dup2(opened, number)
-        os.close(opened)
-    os.chdir("/")
+    os.execv(sys.executable, [sys.executable, "-m", "openclaw_opt.backends.trt_child", path])
 
 
 def watch_parent() -> None:
@@ -194,9 +173,9 @@ def configure(trt: Any, builder: Any, request: Request, monitor: Any) -> Any:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor
     if hasattr(config, "set_compute_capability"):
-        major, minor = request["compute"]
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), 0)
+        config.num_compute_capabilities = len(request["compute"])
+        for index, (major, minor) in enumerate(request["compute"]):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), index)
     for wanted in request["profiles"]:
         profile = builder.create_optimization_profile()
         for name, shapes in wanted["shapes"].items():
@@ -264,7 +243,9 @@ def main(path: str) -> int:
         events.send("no_module", why=str(error))
         return 1
     with open(request["log"], "a", encoding="utf-8", buffering=1) as log, open(request["plan"], "wb") as plan:
-        os.chdir(FOLDER if fixed else Path(request["onnx"]).parent)  # the same path wherever the graph lies
+        os.chdir(
+            Path(request["onnx"]).parent
+        )  # through a link: the compiler sees the same path wherever the graph lies
         done = build(trt, request, log, plan, events)
     if not done:
         events.send("failed")

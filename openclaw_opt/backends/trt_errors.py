@@ -49,22 +49,10 @@ SYMPTOMS = (
         "install a tensorrt-rtx that knows it, or choose another target",
     ),
     Symptom(
-        r"CUDA initialization failure|no CUDA-capable device|CUDA driver version is insufficient|cudaError(?:NoDevice|_enum)",
+        r"CUDA initialization failure|no CUDA-capable device|CUDA driver version is insufficient|cudaError(?:NoDevice|_enum)|generateForCurrent",
         MachineError,
         "the builder needs an NVIDIA GPU and its driver, and found none",
         "run the same build on a machine with the target GPU",
-    ),
-    Symptom(
-        r"std::bad_alloc|[Oo]ut ?[Oo]f ?[Mm]emory|Cannot allocate memory|insufficient memory|Requested amount of (?:GPU|host) memory",
-        MachineError,
-        "the builder ran out of memory",
-        "free memory, or build with a smaller batch, prompt or context",
-    ),
-    Symptom(
-        r"Could not find any implementation for node (?P<node>\S+)",
-        VerificationError,
-        "TensorRT found no kernel for {node}; too little memory for its scratch space looks the same",
-        "try a smaller batch, prompt or context; if it stays, keep that layer in half precision",
     ),
     Symptom(
         r"optimization profile|[Pp]rofile.*(?:kMIN|kOPT|kMAX|is not valid|invalid)",
@@ -80,15 +68,34 @@ SYMPTOMS = (
     ),
 )  # fmt: skip
 
+NO_IMPLEMENTATION = Symptom(
+    r"Could not find any implementation for node (?P<node>\S+)",
+    VerificationError,
+    "TensorRT found no kernel for {node}, and its log tells of no shortage of memory",
+    "keep that layer in half precision, or choose another format",
+)
 
-def refused(lines: Sequence[str], log: Path) -> OptError:
-    """The error for a build that ended with 'no'; `lines` are the log's error lines."""
+
+def refused(lines: Sequence[str], log: Path, shortages: Sequence[str] = ()) -> OptError:
+    """The error for a build that ended with 'no'; `lines` are the log's error lines, `shortages` those about memory."""
     text = "\n".join(lines)
-    for symptom in SYMPTOMS:
+    symptoms = SYMPTOMS if shortages else (*SYMPTOMS, NO_IMPLEMENTATION)
+    for symptom in symptoms:
         if found := re.search(symptom.pattern, text):
             return symptom.kind(symptom.what.format(**found.groupdict()), where=str(log), fix=symptom.fix)
+    if shortages:
+        return out_of_memory(shortages, log)
     said = " | ".join(lines[-LAST_LINES:]) or "it does not say why"
     return VerificationError(f"TensorRT could not build the engine: {said}", where=str(log))
+
+
+def out_of_memory(shortages: Sequence[str], log: Path) -> MachineError:
+    """The error for a build that ran out of memory, whatever the compiler called it."""
+    return MachineError(
+        f"the builder ran out of memory: {shortages[-1][:200]}",
+        where=str(log),
+        fix="free memory, or build with a smaller batch, prompt or context",
+    )
 
 
 def crashed(code: int, lines: Sequence[str], log: Path) -> OptError:

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from openclaw_opt.artifacts import KernelRow, LayerFormat, ReceiptRow
+from openclaw_opt.artifacts import LayerFormat, ReceiptRow
 
-TRIED = ("tensorrt_rtx 1.7.",)
+TRIED = ("tensorrt_rtx 1.4.", "tensorrt_rtx 1.5.", "tensorrt_rtx 1.6.", "tensorrt_rtx 1.7.")
 """Versions whose log the golden tests hold."""
 
 NO_KERNEL = ("shape_call", "host", "signal", "wait", "barrier", "noop")
@@ -74,9 +73,15 @@ class Kernel:
     nodes: tuple[str, ...]
     """ONNX nodes it computes, wholly or in part."""
     profile: int
+    tactic: str = ""
 
     def serves(self, layer: str) -> bool:
         return any(node == layer or node.startswith((f"{layer}.", f"{layer}/")) for node in self.nodes)
+
+    @property
+    def is_attention(self) -> bool:
+        """A fused attention; the compiler generates it like a pointwise kernel."""
+        return "_mha_" in self.name
 
     def weight(self, dtypes: Sequence[str]) -> Tensor | None:
         """The largest constant of these element types; single numbers do not count."""
@@ -91,13 +96,17 @@ class BuildLog:
     """One a profile."""
     weight_bytes: int | None
     notes: tuple[str, ...]
+    shows_weights: bool = True
+    """The table has a column of constants: without it nothing says in what type a kernel holds its weights."""
 
 
 _LAYER = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], "
+    r"(?:Constants: \[(?P<constants>.*?)\], )?"  # not before 1.5
     r"Outputs: \[(?P<outputs>.*?)\](?P<rest>, (?:TacticName|TacticValue|StreamId|Metadata).*|)$"
 )
-_TENSOR = re.compile(r"Name: .*?, Dimensions: \[(?P<dims>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)")
+_TENSOR = re.compile(r"Name: .*?, Dimensions: \[(?P<dims>[-\d,]*)\].*?(?:Format/)?Datatype: (?P<dtype>\w+)")
+_TACTIC = re.compile(r", TacticName: ([^,]+)")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 _PROFILE = re.compile(r"\[profile (\d+)\]")
 _GROUP = re.compile(r"_myl(\d+)_\d+$")
@@ -122,10 +131,11 @@ def parse(lines: Iterable[str], tool: str) -> BuildLog:
             weights = int(found[1])
     profiles = _profiles([line for line, _ in rows], [match["name"] for _, match in rows])
     kernels = tuple(_kernel(match, profile) for (_, match), profile in zip(rows, profiles, strict=True))
-    return BuildLog(kernels, tuple(activation), weights, _notes(tool, len(kernels), suspect))
+    shown = any(match["constants"] is not None for _, match in rows) or not rows
+    return BuildLog(kernels, tuple(activation), weights, _notes(tool, len(kernels), suspect, shown), shown)
 
 
-def _notes(tool: str, kernels: int, suspect: int) -> tuple[str, ...]:
+def _notes(tool: str, kernels: int, suspect: int, shown: bool) -> tuple[str, ...]:
     notes = []
     if not tool.startswith(TRIED):
         notes.append(
@@ -133,6 +143,8 @@ def _notes(tool: str, kernels: int, suspect: int) -> tuple[str, ...]:
         )
     if not kernels:
         notes.append("the build log has no layer table, so kernels and precisions are not known")
+    if not shown:
+        notes.append(f"the layer table of {tool} shows no weights, so what a quantized layer runs in is not known")
     if suspect:
         notes.append(f"{suspect} lines of the layer table were not understood")
     return tuple(notes)
@@ -153,10 +165,11 @@ def _kernel(match: re.Match[str], profile: int) -> Kernel:
         name=match["name"],
         type=match["type"],
         inputs=_tensors(match["inputs"]),
-        constants=_tensors(match["constants"]),
+        constants=_tensors(match["constants"] or ""),
         outputs=_tensors(match["outputs"]),
         nodes=tuple(_NODE.findall(match["rest"])),
         profile=profile,
+        tactic=found[1] if (found := _TACTIC.search(match["rest"])) else "",
     )
 
 
@@ -168,59 +181,37 @@ def _elements(dims: str) -> int:
     return math.prod(int(dim) for dim in dims.split(",") if dim and int(dim) > 0)
 
 
-def kernel_rows(log: BuildLog, profiles: Sequence[str]) -> tuple[KernelRow, ...]:
-    """One row a profile, in the order the profiles were added."""
-    rows = []
-    for index, profile in enumerate(profiles):
-        mine = [one for one in log.kernels if one.profile == index and one.type not in NO_KERNEL]
-        rows.append(
-            KernelRow(
-                profile=profile,
-                kernels=len(mine),
-                per_layer=_per_layer(mine),
-                by_type=dict(sorted(Counter(one.type for one in mine).items())),
-                activation_bytes=log.activation_bytes[index] if index < len(log.activation_bytes) else None,
-                weight_bytes=log.weight_bytes,
-            )
-        )
-    return tuple(rows)
-
-
-_LAYER_NUMBER = re.compile(r"^layers\.(\d+)[./]")
-
-
-def _per_layer(kernels: Sequence[Kernel]) -> float | None:
-    """Kernels of the typical layer: the lower median over layers. A kernel of two layers counts for the earlier one."""
-    counts: Counter[int] = Counter()
-    for kernel in kernels:
-        numbers = [int(found[1]) for node in kernel.nodes if (found := _LAYER_NUMBER.match(node))]
-        if numbers:
-            counts[min(numbers)] += 1
-    return float(statistics.median_low(counts.values())) if counts else None
-
-
 def receipt(log: BuildLog, asked: Sequence[LayerFormat], profiles: Sequence[str]) -> tuple[ReceiptRow, ...]:
     """For each quantized layer and profile: the format asked for, the math realised, and by what evidence."""
     return tuple(
-        _receipt_row([one for one in log.kernels if one.profile == index and one.serves(layer.name)], layer, profile)
+        _receipt_row(
+            [one for one in log.kernels if one.profile == index and one.serves(layer.name)],
+            layer,
+            profile,
+            log.shows_weights,
+        )
         for index, profile in enumerate(profiles)
         for layer in asked
     )
 
 
-def _receipt_row(kernels: Sequence[Kernel], layer: LayerFormat, profile: str) -> ReceiptRow:
+def _receipt_row(kernels: Sequence[Kernel], layer: LayerFormat, profile: str, shown: bool) -> ReceiptRow:
     wanted = WANTED.get(layer.format)
-    matrix = [one for one in kernels if one.type not in (*ELEMENTWISE, *NO_KERNEL)]
+    matrix = [one for one in kernels if one.is_attention or one.type not in (*ELEMENTWISE, *NO_KERNEL)]
     if wanted is None:
         realised, ok, why = "unknown", False, f"no rule says what kernel realises {layer.format}"
     elif not matrix:
         realised, ok, why = "unknown", False, "the build log shows no matrix kernel for it"
+    elif not shown:
+        realised, ok, why = "unknown", False, "the build log of this version shows no weights"
     else:
         realised, ok, why = _judge(kernels, matrix, wanted)
     return ReceiptRow(layer=layer.name, asked=layer.format, realised=realised, ok=ok, why=why, profile=profile)
 
 
 def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) -> tuple[str, bool, str]:
+    if attention := next((one for one in matrix if one.is_attention), None):
+        return _judge_attention(attention, len(kernels) - 1, wanted)
     for kernel in matrix:
         weight = kernel.weight(wanted.weight)
         if weight is None:
@@ -240,6 +231,15 @@ def _judge(kernels: Sequence[Kernel], matrix: Sequence[Kernel], wanted: Wanted) 
             f"{kernel.type} {kernel.name} reads {read} with {weight.dtype} weights",
         )
     return _fallback(kernels, matrix[-1], wanted)
+
+
+def _judge_attention(kernel: Kernel, others: int, wanted: Wanted) -> tuple[str, bool, str]:
+    """A fused attention holds no weight: queries, keys and values must be read in the format."""
+    read = [one.dtype for one in kernel.inputs[:3]]
+    if wanted.activation and all(dtype in wanted.activation for dtype in read):
+        return f"{read[0]} attention", True, f"{kernel.type} {kernel.name} reads {read}"
+    around = f"; {others} kernels around it quantize and dequantize for nothing" if others else ""
+    return f"{read[0] if read else '?'} attention", False, f"{kernel.type} {kernel.name} reads {read}{around}"
 
 
 def _math(kernel: Kernel, dtype: str) -> str:
@@ -263,9 +263,19 @@ _ERROR = re.compile(
 )
 _DRIVER = re.compile(r"catchCudaError|cudaError 35")
 """Without a driver every failure is followed by these; they are the cause only where nothing else is said."""
+_MEMORY = re.compile(
+    r"std::bad_alloc|MemoryError|[Oo]ut ?[Oo]f ?[Mm]emory|Cannot allocate memory|[Ii]nsufficient (?:device |host )?memory"
+    r"|memory is insufficient|Requested amount of (?:GPU|host) memory|Requested size was \d+ bytes",
+)
 
 
 def problems(lines: Iterable[str]) -> tuple[str, ...]:
     """Error lines of a log, and what the compiler wrote past the logger (lines without a severity), newest last."""
     errors = tuple(dict.fromkeys(line.rstrip("\n") for line in lines if _ERROR.match(line)))
     return tuple(line for line in errors if not _DRIVER.search(line)) or errors
+
+
+def shortages(lines: Iterable[str]) -> tuple[str, ...]:
+    """Lines of any severity that tell of too little memory: a tactic skipped for want of it is only a warning, and what
+    fails afterwards is `no implementation`."""
+    return tuple(dict.fromkeys(line.rstrip("\n") for line in lines if _MEMORY.search(line)))

@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from openclaw_opt.cli import build, check, compare, doctor, explain, history, init, listing, report, schema, sweep
+from openclaw_opt.cli import (
+    build,
+    check,
+    compare,
+    doctor,
+    explain,
+    history,
+    init,
+    inspect,
+    listing,
+    report,
+    schema,
+    sweep,
+    verify,
+)
 
 app = typer.Typer(
     name="openclaw-opt",
@@ -28,6 +42,8 @@ app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.command("history")(history.history)
 app.command("compare")(compare.compare)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
 app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)
 

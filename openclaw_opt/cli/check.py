@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openclaw_opt.cli.options import ModelChoice, RecipeFile, Settings, TargetName, needed
+
+if TYPE_CHECKING:
+    from openclaw_opt.models.spec import DecoderSpec, HfSpec
+    from openclaw_opt.recipe import Recipe
 
 
 def check(
@@ -32,8 +36,26 @@ def check(
         return
     passes = " → ".join(part.word for part in made.passes)
     typer.echo(
-        f"{made.name}: {spec.family} {spec.task}, {len(listing.tensors)} tensors, for {made.target.title} by {made.backend}"
+        f"{made.name}: {spec.family} {spec.task}, {len(listing.tensors)} tensors, for {', '.join(one.title for one in made.targets)} by {made.backend}"
     )
     typer.echo(f"passes: {passes}")
     typer.echo(f"budgets: {', '.join(f'{b.metric} {b}' for b in made.budgets) or 'none'}")
+    for line in _advice(made, spec):
+        typer.echo(line)
     typer.echo("no mistakes found")
+
+
+def _advice(recipe: Recipe, spec: DecoderSpec | HfSpec) -> tuple[str, ...]:
+    """Known traps of the compiler that this job meets, as the versions installed here have them."""
+    if recipe.backend != "tensorrt":
+        return ()
+    from openclaw_opt.advisories import advisories, told
+    from openclaw_opt.versions import version_of
+
+    formats = {str(part.format) for part in recipe.passes if part.word == "quantize"}  # type: ignore[attr-defined]
+    traits = {spec.task, *formats, *({"quantized"} if formats else ())}
+    traits |= {"attention"} if spec.task != "vision" else set()
+    traits |= {"softcap"} if getattr(spec, "attention_softcap", 0.0) else set()
+    traits |= {"qk_norm"} if getattr(spec, "qk_norm", False) else set()
+    version = version_of(recipe.target.module.replace("_", "-"))
+    return told(advisories(recipe.targets, "" if version == "not installed" else version, traits))

@@ -10,7 +10,7 @@ import typer
 
 
 def list_(
-    what: Annotated[str | None, typer.Argument(help="passes, formats, targets, metrics, presets, data or recipes.", show_default=False)] = None,
+    what: Annotated[str | None, typer.Argument(help="passes, formats, targets, metrics, presets, data, recipes or advisories.", show_default=False)] = None,
     folder: Annotated[Path, typer.Option(help="Where recipes are looked for.")] = Path("recipes"),
 ) -> None:  # fmt: skip
     """List what a recipe can name.
@@ -27,6 +27,7 @@ def list_(
         "presets": _presets,
         "data": _data,
         "recipes": lambda: _recipes(folder),
+        "advisories": _advisories,
     }
     if what is not None and what not in tables:
         raise RecipeError(f"nothing to list under {what!r}", fix=nearest(what, tables))
@@ -95,6 +96,16 @@ def _presets() -> list[tuple[str, ...]]:
     from openclaw_opt.presets import PRESETS
 
     return [(row.name, row.title) for row in PRESETS.values()]
+
+
+def _advisories() -> list[tuple[str, ...]]:
+    from openclaw_opt.advisories import ADVISORIES
+
+    return [(row.id, row.module, _versions(row.since, row.until), f"{row.what} ({row.source})") for row in ADVISORIES]
+
+
+def _versions(since: str, until: str) -> str:
+    return f"{since or 'first'} to {until or 'newest'}" if since or until else "all"
 
 
 def _data() -> list[tuple[str, ...]]:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from openclaw_opt.artifacts import Graph, GraphFacts, KvShape
 from openclaw_opt.errors import RecipeError, VerificationError
-from openclaw_opt.graph import ir_tools, trt_attention
+from openclaw_opt.graph import ir_tools, trt_attention, trt_qk_norm
 
 OPSET = 24
 FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
@@ -126,6 +126,7 @@ class _Decoder:
             keys = self._scatter(index, "key", kv, write)
             self._scatter(index, "value", kv, write)
             self._remask(index, keys, kv, positions)
+        joined = trt_qk_norm.join_norms(self.model, self.facts.kv)
         capped = self._uncap()
         ir_tools.sweep(self.model)
         self._drop_attention_mask()
@@ -133,6 +134,7 @@ class _Decoder:
             "static_cache": 2 * len(self.facts.kv),
             "mask_from_positions": len(self.facts.kv),
             "explicit_softcap": capped,
+            "joint_qk_norm": joined,
         }
 
     def _input(self, name: str) -> ir.Value:

@@ -40,6 +40,8 @@ class View:
     calibration: Source | None
     earlier: tuple[Pass, ...]
     """Passes before this one."""
+    others: tuple[Target, ...] = ()
+    """Further targets of the same job; each is checked as `target` in turn."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Work:
     seed: int = 0
     require_realised: bool = True
     timeout_s: float | None = None
+    others: tuple[Target, ...] = ()
+    """Further targets of the same job."""
     progress: Callable[[float, str], None] = lambda fraction, text: None
     """Called with the part done (0 to 1) and what is being done."""
 

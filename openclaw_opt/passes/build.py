@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
 from openclaw_opt.targets import Target
 
 Triple = tuple[int, int, int]
-TENSORRT_ONLY = ("batch", "prompt", "timeout_minutes")
+TENSORRT_ONLY = ("batch", "prompt", "timeout_minutes", "engines")
 
 
 class Build(Pass):
@@ -33,6 +33,9 @@ class Build(Pass):
     """TensorRT: tokens of one prefill or encoder input, [min, opt, max]. Default [1, 128, 512], within the context."""
     timeout_minutes: float | None = Field(None, gt=0)
     """TensorRT: end the build after that time."""
+    engines: Literal["one", "each"] | None = None
+    """TensorRT-RTX, for several targets: `one` engine that holds every compute capability (the default: weights are there
+    once, a further capability adds bytes), or one `each`; cards of one capability share an engine either way."""
     require: Literal["realised", "any"] = "realised"
     """`realised`: a quantized layer that the engine runs in another precision fails the build. `any`: it is reported only."""
 
@@ -66,8 +69,16 @@ class Build(Pass):
 
     def _without_effect(self, view: View) -> list[Complaint]:
         if view.backend == "tensorrt":
-            vision = self.prompt is not None and view.spec.task == "vision"
-            return [Complaint("`prompt` has no effect on a vision model", option="prompt")] if vision else []
+            found = []
+            if self.prompt is not None and view.spec.task == "vision":
+                found.append(Complaint("`prompt` has no effect on a vision model", option="prompt"))
+            if self.engines is not None and all(one.compute == view.target.compute for one in view.others):
+                what = "`engines` has no effect on targets of one compute capability"
+                found.append(Complaint(what, option="engines", fix="take it out, or name further targets"))
+            return found
+        if view.others:
+            what = f"{view.backend} builds one artifact for any card, not one for each of several targets"
+            return [Complaint(what, option="backend", fix="name one target")]
         return [
             Complaint(
                 f"`{name}` has no effect on {view.backend}: its graphs are dynamic", option=name, fix="take it out"
@@ -89,10 +100,10 @@ class Build(Pass):
             return {}
         from openclaw_opt.backends.tensorrt import cannot_build
 
-        return {"obstacle": cannot_build(view.target)}
+        return {"obstacle": next((why for one in (view.target, *view.others) if (why := cannot_build(one))), "")}
 
     def run(self, source: Graph, work: Work) -> Done[Engine]:
-        engine = self.engine_of(source, work.target, work.backend, work.folder, work.progress)
+        engine = self.engine_of(source, (work.target, *work.others), work.backend, work.folder, work.progress)
         facts = engine.facts
         if not facts.finished:
             return Done(engine, changed=f"kept the verified graph; not built here: {facts.unfinished_why}", count=1)
@@ -101,9 +112,15 @@ class Build(Pass):
         return Done(engine, changed=f"built {', '.join(facts.files)} with {facts.tool}{told}", count=1)
 
     def engine_of(
-        self, source: Graph, target: Target, backend: str, folder: Path, progress: Callable[[float, str], None]
+        self,
+        source: Graph,
+        targets: Sequence[Target],
+        backend: str,
+        folder: Path,
+        progress: Callable[[float, str], None],
     ) -> Engine:
         """Build where this machine can; else keep the graph and say how to finish it."""
+        target, others = targets[0], targets[1:]
         strict = self.require == "realised"
         if backend == "onnxruntime":
             from openclaw_opt.backends.onnxruntime import build
@@ -111,14 +128,16 @@ class Build(Pass):
             return build(source, target, folder, progress, require_realised=strict)
         from openclaw_opt.backends import tensorrt
 
-        obstacle = tensorrt.cannot_build(target)
+        obstacle = next((why for one in targets if (why := tensorrt.cannot_build(one))), "")
         if obstacle:
-            engine = tensorrt.unfinished(source, target, folder, obstacle)
+            engine = tensorrt.unfinished(source, target, folder, obstacle, others)
             engine.write_facts(
                 engine.facts.model_copy(update={"finish_command": "openclaw-opt build ARTIFACT --resume"})
             )
             return engine
-        return tensorrt.build(source, target, self._options(source), folder, lambda phase, part: progress(part, phase))
+        return tensorrt.build(
+            source, target, self._options(source), folder, lambda phase, part: progress(part, phase), others
+        )
 
     def _options(self, source: Graph) -> Any:
         from openclaw_opt.backends.tensorrt import TensorrtOptions
@@ -132,4 +151,5 @@ class Build(Pass):
             profiles=Profiles(batch=self.batch or defaults.batch, prompt=prompt),
             timeout_s=None if self.timeout_minutes is None else 60 * self.timeout_minutes,
             require_realised=self.require == "realised",
+            engines=self.engines or "one",
         )
