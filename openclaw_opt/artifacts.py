@@ -66,6 +66,8 @@ class GraphFacts(Facts):
     hidden: int | None = None
     kv: tuple[KvShape, ...] = ()
     """One a decoder layer; empty for encoders and vision models."""
+    decoder: dict[str, Any] = {}
+    """The DecoderSpec as JSON, for runtimes that bring the architecture themselves; empty for other tasks."""
     quantized: tuple[LayerFormat, ...] = ()
     fusions: dict[str, int] = {}
     """How often each rewrite applied, by its name."""

@@ -62,8 +62,8 @@ NVFP4_NOTE = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-lib
 
 _ROWS = (
     Format("int8", "INT8 weights and activations", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
-    Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
-    Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt"), ONNX_SPEC),
+    Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt", "gguf"), ONNX_SPEC),
+    Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt", "gguf"), ONNX_SPEC),
     Format("fp8", "FP8 E4M3 weights and activations", "FLOAT8E4M3FN", "FLOAT8E4M3FN", 8, 32, None, (8, 9), ("tensorrt",), FP8_PAPER),
     Format("nvfp4", "NVFP4 weights and activations", "FLOAT4E2M1", "FLOAT4E2M1", 4, 8, 16, (10, 0), ("tensorrt",), NVFP4_NOTE),
 )  # fmt: skip

@@ -63,6 +63,8 @@ class Target:
         return {"rtx": "tensorrt_rtx", "datacenter": "tensorrt", "none": ""}[self.runtime]
 
     def realises(self, fmt: Format, backend: str) -> bool:
+        if backend == FASTEST:
+            return any(self.realises(fmt, one) for one in CANDIDATES)
         return backend in fmt.backends and (backend != "tensorrt" or self.compute >= fmt.compute)
 
 
@@ -101,6 +103,9 @@ _ROWS = (
 
 TARGETS: dict[str, Target] = {row.name: row for row in _ROWS}
 HOST = "host"
+FASTEST = "fastest"
+"""`build: {backend: fastest}`: every one of CANDIDATES is built and timed on this machine."""
+CANDIDATES = ("onnxruntime", "gguf")
 DRIVER_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """What NVIDIA's driver makes on Linux, and under Windows' Linux subsystem."""
 

@@ -10,10 +10,11 @@ from pydantic import Field, field_validator
 
 from openclaw_opt.artifacts import Engine, Graph
 from openclaw_opt.models.spec import DecoderSpec
-from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
-from openclaw_opt.targets import Target
+from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.targets import FASTEST, Target
 
 Triple = tuple[int, int, int]
+ORT_FIX = "backend: onnxruntime"
 TENSORRT_ONLY = ("batch", "prompt", "timeout_minutes")
 
 
@@ -22,11 +23,14 @@ class Build(Pass):
 
     kind: ClassVar[Kind] = "exact"
     summary: ClassVar[str] = "build the engine and its precision receipt; a format that was not realised fails"
-    tools: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "tensorrt-rtx", "tensorrt")
+    tools: ClassVar[tuple[str, ...]] = (
+        "onnxruntime-gpu", "onnxruntime-genai-cuda", "tensorrt-rtx", "tensorrt", "llama-cpp-python", "gguf",
+    )  # fmt: skip
     reads: ClassVar[tuple[str, ...]] = ("target",)
 
-    backend: Literal["auto", "onnxruntime", "tensorrt"] = "auto"
-    """Runtime to build for. `auto`: TensorRT for a GPU of the target table, ONNX Runtime for a CPU."""
+    backend: Literal["auto", "onnxruntime", "tensorrt", "gguf", "fastest"] = "auto"
+    """Runtime to build for. `auto`: TensorRT for a GPU of the target table, ONNX Runtime for a CPU. `gguf`: a file for
+    llama.cpp (decoders on a CPU). `fastest`: build for each that can, time them in turns on this machine, keep the faster."""
     batch: Triple | None = None
     """TensorRT: sequences (or images) at once, [min, opt, max]. Default [1, 1, 4]."""
     prompt: Triple | None = None
@@ -51,6 +55,7 @@ class Build(Pass):
                     f"TensorRT does not build for {view.target.title}", option="backend", fix="backend: onnxruntime"
                 )
             )
+        found += self._on_this_machine(view)
         if not any(p.gives() is Graph and p.word == "fuse" for p in view.earlier):
             found.append(Complaint("it takes a graph lowered by `fuse`", fix="put `fuse` before `build`"))
         longest = self._context(view)
@@ -63,6 +68,21 @@ class Build(Pass):
                 )
             )
         return found
+
+    def _on_this_machine(self, view: View) -> list[Complaint]:
+        """What stands against GGUF and against timing."""
+        if view.backend not in ("gguf", FASTEST):
+            return []
+        if view.target.is_gpu:
+            return [Complaint(f"{view.backend} is for a CPU, not for {view.target.title}", "backend", "target: host")]
+        if view.backend == FASTEST:
+            return []
+        from openclaw_opt.backends.gguf_facts import refused
+
+        if not isinstance(view.spec, DecoderSpec):
+            return [Complaint(f"GGUF is written for decoders, not for a {view.spec.task} model", "backend", ORT_FIX)]
+        why = list(refused(view.spec, self._context(view)))
+        return [Complaint(one, "backend", ORT_FIX) for one in why]
 
     def _without_effect(self, view: View) -> list[Complaint]:
         if view.backend == "tensorrt":
@@ -84,7 +104,12 @@ class Build(Pass):
         return next((c for c in asked if c is not None), view.spec.context)
 
     def ingredients(self, view: View) -> dict[str, Any]:
-        """Whether this machine can build decides what comes out."""
+        """Whether this machine can build decides what comes out; with `fastest`, the machine itself does."""
+        if view.backend == FASTEST:
+            from openclaw_opt.backends.gguf import missing
+            from openclaw_opt.targets import cpu_title
+
+            return {"machine": cpu_title(), "gguf": missing()}
         if view.backend != "tensorrt":
             return {}
         from openclaw_opt.backends.tensorrt import cannot_build
@@ -94,11 +119,21 @@ class Build(Pass):
     def run(self, source: Graph, work: Work) -> Done[Engine]:
         engine = self.engine_of(source, work.target, work.backend, work.folder, work.progress)
         facts = engine.facts
+        proof = self._proof(engine, source, work)
         if not facts.finished:
             return Done(engine, changed=f"kept the verified graph; not built here: {facts.unfinished_why}", count=1)
         realised = sum(row.ok for row in facts.receipt)
         told = f"; {realised} of {len(facts.receipt)} quantized layers run as asked" if facts.receipt else ""
-        return Done(engine, changed=f"built {', '.join(facts.files)} with {facts.tool}{told}", count=1)
+        return Done(engine, changed=f"built {', '.join(facts.files)} with {facts.tool}{told}", count=1, proof=proof)
+
+    @staticmethod
+    def _proof(engine: Engine, source: Graph, work: Work) -> Graph | Engine | None:
+        """What must agree exactly with the graph, where the engine rounds activations that the graph does not."""
+        if engine.facts.backend == "gguf":
+            from openclaw_opt.backends import gguf
+
+            return gguf.build(source, work.target, work.folder / PROOF, proof=True)
+        return source if work.backend == FASTEST else None
 
     def engine_of(
         self, source: Graph, target: Target, backend: str, folder: Path, progress: Callable[[float, str], None]
@@ -109,6 +144,14 @@ class Build(Pass):
             from openclaw_opt.backends.onnxruntime import build
 
             return build(source, target, folder, progress, require_realised=strict)
+        if backend == "gguf":
+            from openclaw_opt.backends import gguf
+
+            return gguf.build(source, target, folder, progress)
+        if backend == FASTEST:
+            from openclaw_opt.backends import fastest
+
+            return fastest.build(source, target, folder, progress, require_realised=strict)
         from openclaw_opt.backends import tensorrt
 
         obstacle = tensorrt.cannot_build(target)
