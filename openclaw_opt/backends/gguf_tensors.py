@@ -12,8 +12,10 @@ Source: ggml's `block_q4_0`, `block_q8_0`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from onnx import numpy_helper
 from openclaw_opt.artifacts import Graph
 from openclaw_opt.backends.gguf_facts import ARCHITECTURES, Architecture
 from openclaw_opt.errors import RecipeError, VerificationError
+from openclaw_opt.graph.fuse_matmul_nbits import NAME as NBITS
 from openclaw_opt.models.rope import inverse_frequencies
 from openclaw_opt.models.spec import DecoderSpec
 
@@ -91,10 +94,9 @@ class Weights:
     """Initializers of a lowered graph by module name, as [N, K] weights."""
 
     def __init__(self, graph: Graph) -> None:
-        proto = onnx.load(str(graph.onnx)).graph
-        self._constants = {tensor.name: tensor for tensor in proto.initializer}
-        nodes = [node for node in proto.node if node.op_type == "MatMulNBits"]
-        self._nbits = {node.input[1].removesuffix(PACKED): node for node in nodes}
+        proto = onnx.load(str(graph.onnx), load_external_data=False).graph
+        self._constants = {tensor.name: partial(_array, tensor, graph.folder) for tensor in proto.initializer}
+        self._nbits = {node.input[1].removesuffix(PACKED): node for node in proto.node if node.op_type == NBITS}
         self.where = str(graph.onnx)
         left = sorted(name.removesuffix(".pre_scale") for name in self._constants if name.endswith(".pre_scale"))
         if left:
@@ -105,10 +107,15 @@ class Weights:
                 fix="quantize: {algorithm: rtn}",
             )
 
+    @property
+    def head_is_embedding(self) -> bool:
+        """A tied head that is still float has no weight of its own in the graph."""
+        return "head" not in self._nbits and "head.weight" not in self._constants
+
     def find(self, name: str) -> Floats | None:
         """A float initializer by its full name."""
         tensor = self._constants.get(name)
-        return None if tensor is None else np.asarray(numpy_helper.to_array(tensor), np.float32)
+        return None if tensor is None else np.asarray(tensor(), np.float32)
 
     def linear(self, layer: str) -> Weight:
         """The weight of a linear layer, [out, in]. Raises VerificationError where the graph has it in no form we know."""
@@ -120,11 +127,22 @@ class Weights:
         return np.ascontiguousarray(matrix.T)
 
 
-def _blocks(layer: str, node: Any, constants: Mapping[str, Any]) -> Blocks:
+def _array(tensor: Any, folder: Path) -> NDArray[Any]:
+    """A constant, read from the weights' file as it is asked for; onnx itself opens no file that has several links."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return np.asarray(numpy_helper.to_array(tensor))
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    start, length = int(place.get("offset", 0)), int(place["length"])
+    raw = np.memmap(folder / place["location"], np.uint8, "r", start, (length,))
+    return raw.view(kind).reshape(tuple(tensor.dims))
+
+
+def _blocks(layer: str, node: Any, constants: Mapping[str, Callable[[], NDArray[Any]]]) -> Blocks:
     facts = {attribute.name: attribute.i for attribute in node.attribute}
     k, n, bits, block = (facts[key] for key in ("K", "N", "bits", "block_size"))
-    packed = numpy_helper.to_array(constants[node.input[1]]).reshape(n, -1)
-    scales = numpy_helper.to_array(constants[node.input[2]]).astype(np.float32).reshape(n, -1)
+    packed = constants[node.input[1]]().reshape(n, -1)
+    scales = constants[node.input[2]]().astype(np.float32).reshape(n, -1)
     if bits == 4:
         codes = np.stack((packed & 0xF, packed >> 4), -1).reshape(n, -1).astype(np.int8) - 8
     else:
@@ -150,6 +168,8 @@ def tensors(graph: Graph, spec: DecoderSpec) -> Iterator[tuple[str, Weight, str]
     norm = weights.find("norm_out.weight")
     assert norm is not None, "a decoder's graph ends with a norm"
     yield "output_norm.weight", norm, ""
+    if weights.head_is_embedding:
+        return
     head = weights.linear("head")
     if not isinstance(head, Blocks) and np.array_equal(head, embed):
         return

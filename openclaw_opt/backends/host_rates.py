@@ -24,7 +24,7 @@ from openclaw_opt.backends.llama_cpp import cores
 BUFFER = 256 * 2**20
 PARTS = 64
 SIDE = 1024
-PASSES, WARMUP = 12, 2
+PASSES, WARMUP = 6, 1
 
 
 @dataclass(frozen=True)
