@@ -32,7 +32,7 @@ from openclaw_opt.records import PassRecord, Report, Verification
 from openclaw_opt.store import Store, digest, tree_size
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
-WEIGHTS = (".safetensors", ".onnx", ".data", ".plan")
+WEIGHTS = (".safetensors", ".onnx", ".data", ".plan", ".gguf")
 
 
 def build(

@@ -96,9 +96,7 @@ def _built(
 
         lowered = with_accuracy_level(graph, folder / "graph", FAST)
         shutil.copytree(graph.assets, lowered.assets, dirs_exist_ok=True)
-        return Trial(
-            name, onnxruntime.build(lowered, target, folder / "engine", require_realised=require_realised)
-        )
+        return Trial(name, onnxruntime.build(lowered, target, folder / "engine", require_realised=require_realised))
     except (RecipeError, MachineError) as error:
         errors.append(error)
         return Trial(name, why=error.what)

@@ -155,7 +155,7 @@ def _write(
             continue
         rounded[layer] = float(np.abs(weight.half.astype(np.float32) / weight.scales - 1).max())
         if proof:
-            writer.add_tensor(name, weight.values())
+            writer.add_tensor(name, weight.exact_values())
             continue
         kind = getattr(gguf.GGMLQuantizationType, weight.type_name)
         packed = weight.packed()

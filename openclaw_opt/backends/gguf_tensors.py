@@ -74,6 +74,10 @@ class Blocks:
         spread = np.repeat(self.half.astype(np.float32), BLOCK, axis=1)
         return self.codes.astype(np.float32) * spread
 
+    def exact_values(self) -> Floats:
+        """What the graph's weight stands for: the scales before they are rounded."""
+        return self.codes.astype(np.float32) * np.repeat(self.scales, BLOCK, axis=1)
+
     def packed(self) -> NDArray[np.uint8]:
         """The file's bytes, [N, K / 32 · bytes of a block]."""
         n, blocks = self.scales.shape

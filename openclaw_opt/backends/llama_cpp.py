@@ -180,9 +180,9 @@ class LlamaDecoder(DecoderSession):
         """Start afresh: [batch, length], [batch] -> [batch, vocab] float32, logits at each sequence's last token."""
         batch, length = ids.shape
         sizes = np.full(batch, length, np.int64) if lengths is None else np.asarray(lengths, np.int64).copy()
+        self._check(ids, length)
         if sizes.shape != (batch,) or sizes.min() < 1 or sizes.max() > length:
             raise RecipeError(f"lengths {sizes.tolist()} do not fit ids of shape {list(ids.shape)}")
-        self._check(ids, length)
         lane = self._lane
         if lane is None or lane.sequences != batch:
             if lane is not None:
