@@ -119,6 +119,8 @@ class EngineFacts(Facts):
     kernels: tuple[KernelRow, ...] = ()
     notes: tuple[str, ...] = ()
     """Options without effect on this backend, advisories, warnings: what a person must know. Never empty talk."""
+    session: dict[str, str | int | bool] = {}
+    """ONNX Runtime's session options that were measured to be faster here, by their own names; empty for its defaults."""
     tool: str = ""
     """Runtime and version, e.g. `tensorrt_rtx 1.7.1.116`."""
     build_seconds: float | None = None

@@ -144,7 +144,7 @@ def test_a_session_refuses_what_does_not_fit(tmp_path: Path) -> None:
             with pytest.raises(RecipeError, match=what):
                 session.prefill(ids)
     (engine.folder / gguf.FILE).write_bytes(b"GGUF")
-    with pytest.raises(MachineError, match="llama.cpp cannot open the file: "):
+    with pytest.raises(MachineError, match=r"llama\.cpp cannot open the file: "):
         gguf.open_engine(engine)
 
 
@@ -194,11 +194,14 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(family: str, changes:
 
 
 def test_check_refuses_a_gpu_other_blocks_and_other_formats(write_recipe: Callable[..., Path]) -> None:
-    for changes, what, fix in (
-        ((("- build", "- build: {backend: gguf}"), ("target: host", "target: l4")), "gguf is for a CPU, not for NVIDIA L4", "target: host"),
-        ((("- build", "- build: {backend: gguf}"),), "gguf does not realise int8 on", "format: int8_weight_only"),
-        ((("- build", "- build: {backend: gguf}"), ("{format: int8, algorithm: max}", "{format: int4, algorithm: rtn, block: 64}")), "GGUF has int4 in blocks of 32, not 64", "block: 32"),
-    ):  # fmt: skip
+    to_gguf = ("- build", "- build: {backend: gguf}")
+    int4 = ("{format: int8, algorithm: max}", "{format: int4, algorithm: rtn, block: 64}")
+    cases = {
+        (to_gguf, ("target: host", "target: l4")): ("gguf is for a CPU, not for NVIDIA L4", "target: host"),
+        (to_gguf,): ("gguf does not realise int8 on", "format: int8_weight_only"),
+        (to_gguf, int4): ("GGUF has int4 in blocks of 32, not 64", "block: 32"),
+    }
+    for changes, (what, fix) in cases.items():
         with pytest.raises(RecipeError) as error:
             check_recipe(load_recipe(write_recipe(*changes)))
         said = str(error.value)

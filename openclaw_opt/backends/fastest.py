@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,13 @@ Progress = Callable[[float, str], None]
 PROMPT, NEW, STEPS = 128, 64, 16
 ROUNDS, WARMUP = 9, 2
 TRIALS = "trials"
+
+
+class Asked(NamedTuple):
+    """Options of the pass that ONNX Runtime's candidate takes."""
+
+    require_realised: bool
+    tune: bool
 
 
 @dataclass
@@ -61,6 +69,7 @@ def build(
     progress: Progress = lambda part, text: None,
     *,
     require_realised: bool = True,
+    tune: bool = False,
 ) -> Engine:
     """The fastest engine, in `folder`. Raises what the last candidate raised when there is none."""
     scratch = folder / TRIALS
@@ -68,7 +77,7 @@ def build(
     trials = []
     for i, name in enumerate(CANDIDATES):
         progress(0.3 * i, f"building for {name}")
-        trials.append(_built(name, graph, target, scratch / name, require_realised, errors))
+        trials.append(_built(name, graph, target, scratch / name, Asked(require_realised, tune), errors))
     there = [trial for trial in trials if trial.engine is not None]
     if not there:
         raise errors[-1]
@@ -84,9 +93,7 @@ def build(
     return made
 
 
-def _built(
-    name: str, graph: Graph, target: Target, folder: Path, require_realised: bool, errors: list[OptError]
-) -> Trial:
+def _built(name: str, graph: Graph, target: Target, folder: Path, asked: Asked, errors: list[OptError]) -> Trial:
     try:
         if name == "gguf":
             from openclaw_opt.backends import gguf
@@ -96,7 +103,16 @@ def _built(
 
         lowered = with_accuracy_level(graph, folder / "graph", FAST)
         shutil.copytree(graph.assets, lowered.assets, dirs_exist_ok=True)
-        return Trial(name, onnxruntime.build(lowered, target, folder / "engine", require_realised=require_realised))
+        return Trial(
+            name,
+            onnxruntime.build(
+                lowered,
+                target,
+                folder / "engine",
+                require_realised=asked.require_realised,
+                tune=asked.tune,
+            ),
+        )
     except (RecipeError, MachineError) as error:
         errors.append(error)
         return Trial(name, why=error.what)

@@ -82,11 +82,10 @@ class Blocks:
         """The file's bytes, [N, K / 32 · bytes of a block]."""
         n, blocks = self.scales.shape
         codes = self.codes.reshape(n, blocks, BLOCK)
-        if self.bits == 8:
-            body = codes.view(np.uint8)
-        else:
-            unsigned = (codes + 8).astype(np.uint8)
-            body = unsigned[..., : BLOCK // 2] | (unsigned[..., BLOCK // 2 :] << 4)
+        body: NDArray[np.uint8] = codes.view(np.uint8)
+        if self.bits == 4:
+            unsigned = np.asarray(codes + 8, np.uint8)
+            body = np.asarray(unsigned[..., : BLOCK // 2] | (unsigned[..., BLOCK // 2 :] << 4), np.uint8)
         scales = np.ascontiguousarray(self.half).view(np.uint8).reshape(n, blocks, 2)
         return np.concatenate([scales, body], axis=-1).reshape(n, -1)
 
@@ -139,7 +138,8 @@ def _array(tensor: Any, folder: Path) -> NDArray[Any]:
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     start, length = int(place.get("offset", 0)), int(place["length"])
     raw = np.memmap(folder / place["location"], np.uint8, "r", start, (length,))
-    return raw.view(kind).reshape(tuple(tensor.dims))
+    array: NDArray[Any] = raw.view(kind).reshape(tuple(tensor.dims))
+    return array
 
 
 def _blocks(layer: str, node: Any, constants: Mapping[str, Callable[[], NDArray[Any]]]) -> Blocks:
@@ -147,13 +147,11 @@ def _blocks(layer: str, node: Any, constants: Mapping[str, Callable[[], NDArray[
     k, n, bits, block = (facts[key] for key in ("K", "N", "bits", "block_size"))
     packed = constants[node.input[1]]().reshape(n, -1)
     scales = constants[node.input[2]]().astype(np.float32).reshape(n, -1)
-    if bits == 4:
-        codes = np.stack((packed & 0xF, packed >> 4), -1).reshape(n, -1).astype(np.int8) - 8
-    else:
-        codes = (packed.astype(np.int16) - 128).astype(np.int8)
+    unsigned = np.stack((packed & 0xF, packed >> 4), -1).reshape(n, -1) if bits == 4 else packed
+    codes = (unsigned.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
     if k % BLOCK or block % BLOCK:
         raise RecipeError(f"{layer}: GGUF has blocks of {BLOCK}, which do not fit {k} inputs in blocks of {block}")
-    made = Blocks(codes[:, :k].astype(np.int8), np.repeat(scales, block // BLOCK, axis=1)[:, : k // BLOCK], bits)
+    made = Blocks(codes[:, :k], np.repeat(scales, block // BLOCK, axis=1)[:, : k // BLOCK], bits)
     half = made.half
     if not bool((np.isfinite(half) & (half != 0)).all()):
         low, high = float(made.scales.min()), float(made.scales.max())

@@ -1,7 +1,8 @@
 """What this machine's memory and arithmetic can do, measured: the ceiling of a roofline on `host`.
 
-    reading     every core sums its own part of a buffer of BUFFER bytes, far larger than the caches; bytes / time of the slowest.
-                Like STREAM's kernels but read-only, which is what a decode step does with its weights.
+    reading     every core sums its own part of a buffer as large as what a step reads, again and again until AT_LEAST bytes;
+                bytes / time of the slowest. Like STREAM's kernels but read-only, which is what a decode step does with its
+                weights; of weights that fit into a cache it is the cache that is measured, so the bound stays a bound.
     arithmetic  a square matrix product of SIDE on all cores: float32 and bfloat16 by PyTorch (the faster counts as `fp16`, the
                 rate of float layers), int8 by its oneDNN kernel; 2 · SIDE³ operations / time.
 
@@ -18,13 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from openclaw_opt.backends.llama_cpp import cores
-
-BUFFER = 256 * 2**20
-PARTS = 64
+AT_LEAST = 128 * 2**20
+SMALLEST = 2**20
 SIDE = 1024
 PASSES, WARMUP = 6, 1
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -41,32 +46,31 @@ class Rates:
 
 
 class Reader:
-    """A buffer larger than the caches, and threads that read it."""
+    """A buffer of `size` bytes and threads that read it."""
 
-    def __init__(self) -> None:
-        self._threads = cores()
-        self._parts = list(np.ones(BUFFER // 4, np.float32).reshape(PARTS, -1))
-        self._pool = ThreadPoolExecutor(self._threads)
+    def __init__(self, size: int) -> None:
+        self._size, threads = max(size, SMALLEST), cores()
+        self._times = max(1, AT_LEAST // self._size)
+        self._parts = np.array_split(np.ones(self._size // 4, np.float32), threads)
+        self._pool = ThreadPoolExecutor(threads)
 
     def close(self) -> None:
         self._pool.shutdown()
         self._parts = []
 
     def once(self) -> float:
-        """Bytes a second of one reading of the buffer."""
-        shares = [self._parts[i :: self._threads] for i in range(self._threads)]
+        """Bytes a second."""
         began = time.perf_counter()
-        list(self._pool.map(_read, shares))
-        return BUFFER / (time.perf_counter() - began)
+        list(self._pool.map(self._read, self._parts))
+        return self._times * self._size / (time.perf_counter() - began)
+
+    def _read(self, part: NDArray[np.float32]) -> float:
+        return sum(float(np.dot(part, part)) for _ in range(self._times))
 
 
-def _read(parts: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> float:
-    return sum(float(np.dot(part, part)) for part in parts)
-
-
-def measure() -> Rates:
-    """Both ceilings, in a second or two."""
-    reader = Reader()
+def measure(size: int) -> Rates:
+    """Both ceilings, in a second or two; `size` bytes are what a step reads."""
+    reader = Reader(size)
     bandwidth = max(reader.once() for _ in range(PASSES))
     reader.close()
     return Rates(bandwidth, arithmetic())

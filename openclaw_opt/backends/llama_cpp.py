@@ -8,8 +8,6 @@ of their own, so padding never reaches the model.
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openclaw_opt.backends import DecoderSession
+from openclaw_opt.backends.host_rates import cores
 from openclaw_opt.errors import MachineError, RecipeError
 
 Floats = NDArray[np.float32]
@@ -56,11 +55,6 @@ def _listen(level: int, text: bytes, _: object) -> None:
         _said.append(text.decode(errors="replace").strip())
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Lane:
     """A context for `sequences` at once, each of `tokens` at most, and the arrays of its steps."""
 
@@ -76,7 +70,8 @@ class _Lane:
         self.context = lib.llama_init_from_model(model, params)
         if not self.context:
             raise MachineError(f"llama.cpp cannot make a context of {tokens * sequences} tokens: {_last()}")
-        self._tokens, self._places, self._sequence = (np.zeros(self.limit, np.int32) for _ in range(3))
+        self._tokens, self._places = np.zeros(self.limit, np.int32), np.zeros(self.limit, np.int32)
+        self._sequence = np.zeros(self.limit, np.int32)
         self._counts, self._wanted = np.ones(self.limit, np.int32), np.zeros(self.limit, np.int8)
         starts = self._sequence.ctypes.data + self._sequence.itemsize * np.arange(self.limit, dtype=np.uint64)
         self._pointers = np.ascontiguousarray(starts, np.uint64)
@@ -85,7 +80,7 @@ class _Lane:
     def _make_batch(self) -> Any:
         batch = self.lib.llama_batch()
         types = dict(type(batch)._fields_)
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "token": self._tokens,
             "pos": self._places,
             "n_seq_id": self._counts,
@@ -234,6 +229,3 @@ def version() -> str:
 
 def _last() -> str:
     return "; ".join(_said[-2:]) or "it says nothing more"
-
-
-Progress = Callable[[float, str], None]

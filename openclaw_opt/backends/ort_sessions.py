@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -41,12 +42,23 @@ QUIET = 3
 """ONNX Runtime's severity `error`: its warnings about hardware-specific saved graphs and missing GPUs are ours to say."""
 
 
-def session_options(graph: Graph, *, threads: int | None = None) -> ort.SessionOptions:
-    """Options under which the graph's numbers are right; `threads` None lets ONNX Runtime take every physical core."""
+def session_options(
+    graph: Graph, *, threads: int | None = None, tuned: Mapping[str, str | int | bool] | None = None
+) -> ort.SessionOptions:
+    """Options under which the graph's numbers are right; `threads` None lets ONNX Runtime take every physical core.
+
+    Args:
+        tuned: options by ONNX Runtime's names; those with a dot are config entries.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    for name, value in (tuned or {}).items():
+        if "." in name:
+            options.add_session_config_entry(name, str(value))
+        else:
+            setattr(options, name, value)
     if threads is not None:
         options.intra_op_num_threads = threads
     if has_float8(graph):
@@ -225,9 +237,15 @@ def _check_length(length: int, limit: int, what: str) -> None:
         raise RecipeError(f"a sequence of {length} tokens exceeds {what} of {limit}")
 
 
-def open_graph(graph: Graph, *, threads: int | None = None, device: str = "cpu") -> OrtDecoder | OrtGeneric:
+def open_graph(
+    graph: Graph,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    tuned: Mapping[str, str | int | bool] | None = None,
+) -> OrtDecoder | OrtGeneric:
     """The session that fits the graph's task."""
-    options = session_options(graph, threads=threads)
+    options = session_options(graph, threads=threads, tuned=tuned)
     if graph.facts.task == "decoder":
         return OrtDecoder(graph, device=device, options=options)
     return OrtGeneric(graph, device=device, options=options)

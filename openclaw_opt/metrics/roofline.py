@@ -80,11 +80,11 @@ class Roofline(Metric):
         task, facts = subject.facts.task, subject.facts
         if subject.graph is None:
             return self.all_unmeasured(task, "there is no graph to count", subject="bound")
-        target, note = ceilings(subject.target)
+        work = work_of(subject)
+        target, note = ceilings(subject.target, self._moved(work, facts))
         if target.bandwidth is None or not target.peak:
             why = f"bandwidth and peak rate of {target.title} are not known"
             return self.all_unmeasured(task, why, subject="bound")
-        work = work_of(subject)
         if task != "decoder" and work.convolutions:
             return self.all_unmeasured(task, f"{work.convolutions} convolutions are not counted", subject="bound")
         if task != "decoder":
@@ -103,10 +103,10 @@ class Roofline(Metric):
         if subject.speed.open is None:
             return self.unmeasured(name, subject.speed.why, subject=subject.speed.subject)
         try:
-            bandwidths, times = self._turns(subject, target)
+            bandwidths, times = self._turns(subject, target, self._moved(work, subject.facts))
         except MachineError as error:
             return self.unmeasured(name, error.what, subject=subject.speed.subject)
-        moved = work.weight_bytes + self.batch * cache_bytes(subject.facts, self._cached(subject.facts))
+        moved = self._moved(work, subject.facts)
         bounds = [1e3 * moved / bandwidth for bandwidth in bandwidths]
         ratio = paired_ratio(bounds, times)
         assert ratio is not None, "enough turns for a ratio"
@@ -114,10 +114,14 @@ class Roofline(Metric):
         note = f"{moved / 2**20:.1f} MiB a token at batch {self.batch}; medians in turns; best token by best reading {best:.2f}"
         return self.row(name, ratio, subject=subject.speed.subject, note=note)
 
+    def _moved(self, work: Work, facts: GraphFacts) -> int:
+        """Bytes of one step: weights, and what the cache holds."""
+        return work.weight_bytes + self.batch * cache_bytes(facts, self._cached(facts))
+
     def _cached(self, facts: GraphFacts) -> int:
         return max(1, min(self.context, (facts.context or self.context) - BURST))
 
-    def _turns(self, subject: Subject, target: Target) -> tuple[list[float], list[float]]:
+    def _turns(self, subject: Subject, target: Target, moved: int) -> tuple[list[float], list[float]]:
         """Bytes a second and the median milliseconds of a token, one of each a turn."""
         import numpy as np
 
@@ -128,7 +132,7 @@ class Roofline(Metric):
 
         assert subject.speed.open is not None
         assert target.bandwidth is not None
-        reader = None if target.is_gpu else Reader()
+        reader = None if target.is_gpu else Reader(moved)
         bandwidths, times = [], []
         with subject.speed.open() as session:
             assert isinstance(session, DecoderSession)
@@ -158,13 +162,13 @@ class Roofline(Metric):
         return self.row(name, 1e3 * max(reading, computing), subject="bound", note=note)
 
 
-def ceilings(target: Target) -> tuple[Target, str]:
+def ceilings(target: Target, size: int) -> tuple[Target, str]:
     """The target with bandwidth and rates, measured where it is this machine's CPU; and the sentence that says so."""
     if target.is_gpu or target.bandwidth is not None:
         return target, ""
     from openclaw_opt.backends.host_rates import measure
 
-    rates = measure()
+    rates = measure(size)
     return replace(target, bandwidth=rates.bandwidth, peak=rates.peak), rates.note
 
 

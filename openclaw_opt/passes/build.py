@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from openclaw_opt.artifacts import Engine, Graph
 from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
-from openclaw_opt.targets import FASTEST, Target
+from openclaw_opt.targets import FASTEST, HOST, Target
 
 Triple = tuple[int, int, int]
 ORT_FIX = "backend: onnxruntime"
@@ -37,6 +37,9 @@ class Build(Pass):
     """TensorRT: tokens of one prefill or encoder input, [min, opt, max]. Default [1, 128, 512], within the context."""
     timeout_minutes: float | None = Field(None, gt=0)
     """TensorRT: end the build after that time."""
+    tune: Literal["none", "session"] = "none"
+    """ONNX Runtime on `host`: `session` times threads, spinning, memory arena and memory pattern in turns on this machine; an
+    option that is faster beyond the interval becomes part of the artifact."""
     require: Literal["realised", "any"] = "realised"
     """`realised`: a quantized layer that the engine runs in another precision fails the build. `any`: it is reported only."""
 
@@ -56,6 +59,10 @@ class Build(Pass):
                 )
             )
         found += self._on_this_machine(view)
+        if self.tune != "none" and (view.backend not in ("onnxruntime", FASTEST) or view.target.name != HOST):
+            found.append(
+                Complaint("`tune` times ONNX Runtime on this machine: it wants `target: host`", "tune", "take it out")
+            )
         if not any(p.gives() is Graph and p.word == "fuse" for p in view.earlier):
             found.append(Complaint("it takes a graph lowered by `fuse`", fix="put `fuse` before `build`"))
         longest = self._context(view)
@@ -105,7 +112,7 @@ class Build(Pass):
 
     def ingredients(self, view: View) -> dict[str, Any]:
         """Whether this machine can build decides what comes out; with `fastest`, the machine itself does."""
-        if view.backend == FASTEST:
+        if view.backend == FASTEST or self.tune != "none":
             from openclaw_opt.backends.gguf import missing
             from openclaw_opt.targets import cpu_title
 
@@ -143,7 +150,7 @@ class Build(Pass):
         if backend == "onnxruntime":
             from openclaw_opt.backends.onnxruntime import build
 
-            return build(source, target, folder, progress, require_realised=strict)
+            return build(source, target, folder, progress, require_realised=strict, tune=self.tune == "session")
         if backend == "gguf":
             from openclaw_opt.backends import gguf
 
@@ -151,7 +158,7 @@ class Build(Pass):
         if backend == FASTEST:
             from openclaw_opt.backends import fastest
 
-            return fastest.build(source, target, folder, progress, require_realised=strict)
+            return fastest.build(source, target, folder, progress, require_realised=strict, tune=self.tune == "session")
         from openclaw_opt.backends import tensorrt
 
         obstacle = tensorrt.cannot_build(target)
