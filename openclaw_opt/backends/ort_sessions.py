@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -214,16 +214,28 @@ class OrtDecoder(DecoderSession):
 
     def _step(self, cache: Cache, ids: Ids, mask: Ids, positions: Ids) -> Floats:
         assert self._session is not None, "the session is closed"
-        binding = self._session.io_binding()
+        binding = self._bound(cache)
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         for name in self._inputs & feed.keys():
             binding.bind_cpu_input(name, np.ascontiguousarray(feed[name], np.int64))
         binding.bind_output("logits", "cpu")
-        cache.bind(binding)
         self._session.run_with_iobinding(binding)
         values = binding.get_outputs()
         cache.keep(values[1:])
         return cast("Floats", np.array(values[0].numpy(), np.float32))
+
+    def _bound(self, cache: Cache) -> Any:
+        """The caches bound; what is written where it was read stays bound from step to step."""
+        assert self._session is not None, "the session is closed"
+        if cache.binding is None:
+            binding = self._session.io_binding()
+            # The first output, before the caches: `get_outputs` follows the order of binding.
+            binding.bind_output("logits", "cpu")
+            cache.bind(binding)
+            if not cache.in_place:
+                return binding
+            cache.binding = binding
+        return cache.binding
 
 
 def _profile(session: ort.InferenceSession | None) -> Path:
