@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from openclaw_opt.cli import build, check, doctor, explain, history, init, listing, report, schema
+from openclaw_opt.cli import build, check, doctor, explain, history, init, listing, measure, profile, report, schema
 
 app = typer.Typer(
     name="openclaw-opt",
@@ -25,6 +25,8 @@ app.command("list")(listing.list_)
 app.command("init")(init.init)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.command("measure")(measure.measure)
+app.command("profile")(profile.profile)
 app.command("history")(history.history)
 app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)

@@ -257,12 +257,9 @@ def table(found: dict[str, Any]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in sorted(rows, key=lambda row: statistics.median(row["decode_ms"])):
         decode = statistics.median(row["decode_ms"])
-        ratio = (
-            paired_ratio(base["decode_ms"], row["decode_ms"])
-            if base and len(base["decode_ms"]) == len(row["decode_ms"])
-            else None
-        )
-        cells = [row["peer"], f"{statistics.median(row['prefill_ms']):.1f}", f"{decode:.2f}", f"{1e3 / decode:.1f}", shown(ratio), f"{row['least_decode_ms']:.2f}"]  # fmt: skip
+        ratio = ratio_of(base["decode_ms"] if base else [], row["decode_ms"])
+        cells = [row["peer"], f"{statistics.median(row['prefill_ms']):.1f}", f"{decode:.2f}", f"{1e3 / decode:.1f}"]
+        cells += [shown(ratio), f"{row['least_decode_ms']:.2f}"]
         if scored:
             cells.append("–" if row["bits_per_token"] is None else f"{row['bits_per_token']:.4f}")
         lines.append(f"| {' | '.join(cells)} |")
