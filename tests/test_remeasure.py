@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from openclaw_opt.errors import RecipeError
 from openclaw_opt.cli.progress import Silent
+from openclaw_opt.errors import RecipeError
 from openclaw_opt.pipeline import build
 from openclaw_opt.profiling import layers_of, profile
 from openclaw_opt.publish import MANIFEST, foreign_files

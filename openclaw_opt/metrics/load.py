@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from openclaw_opt.artifacts import Measurement
+from openclaw_opt.artifacts import Measurement, Task
 from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PERCENTILES = (50, 90, 99)
 ALONE = 5
 """Requests that are served one after the other first, to know what the engine can do."""
-DECODER = ("decoder",)
+DECODER: tuple[Task, ...] = ("decoder",)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Load(Metric):
     """Latency, and goodput under an SLO, with requests that arrive whether the engine is free or not."""
 
     summary: ClassVar[str] = "open loop: waiting and answering times at a rate of requests, goodput under an SLO"
-    tasks: ClassVar = DECODER
+    tasks: ClassVar[tuple[Task, ...]] = DECODER
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("load.rate_rps", "1/s", "neither", "requests a second that were offered", DECODER),
         *(
