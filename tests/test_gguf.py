@@ -196,9 +196,11 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(family: str, changes:
 def test_check_refuses_a_gpu_other_blocks_and_other_formats(write_recipe: Callable[..., Path]) -> None:
     to_gguf = ("- build", "- build: {backend: gguf}")
     int4 = ("{format: int8, algorithm: max}", "{format: int4, algorithm: rtn, block: 64}")
+    awq = ("{format: int8, algorithm: max}", "{format: int4}")
     cases = {
         (to_gguf, ("target: host", "target: l4")): ("gguf is for a CPU, not for NVIDIA L4", "target: host"),
         (to_gguf,): ("gguf does not realise int8 on", "format: int8_weight_only"),
+        (to_gguf, awq): ("GGUF has no place for AWQ's factors on `o` with grouped queries", "algorithm: rtn"),
         (to_gguf, int4): ("GGUF has int4 in blocks of 32, not 64", "block: 32"),
     }
     for changes, (what, fix) in cases.items():

@@ -88,8 +88,23 @@ class Build(Pass):
 
         if not isinstance(view.spec, DecoderSpec):
             return [Complaint(f"GGUF is written for decoders, not for a {view.spec.task} model", "backend", ORT_FIX)]
-        why = list(refused(view.spec, self._context(view)))
+        why = [*refused(view.spec, self._context(view)), *self._factors(view.spec, view.earlier)]
         return [Complaint(one, "backend", ORT_FIX) for one in why]
+
+    @staticmethod
+    def _factors(spec: DecoderSpec, earlier: tuple[Pass, ...]) -> list[str]:
+        """AWQ's input factors of `o` move into the values, unless several query heads share one."""
+        from fnmatch import fnmatchcase
+
+        from openclaw_opt.passes.quantize import Quantize
+
+        if all(layer.q_heads == layer.kv_heads for layer in spec.layers):
+            return []
+        awq = [p for p in earlier if isinstance(p, Quantize) and p.algorithm_for("decoder") == "awq"]
+        kept = [pattern for p in awq for pattern in p.patterns("decoder")]
+        if not awq or any(fnmatchcase("layers.0.o", pattern) for pattern in kept):
+            return []
+        return ["GGUF has no place for AWQ's factors on `o` with grouped queries; quantize with algorithm: rtn"]
 
     def _without_effect(self, view: View) -> list[Complaint]:
         if view.backend == "tensorrt":
