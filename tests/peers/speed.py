@@ -331,7 +331,10 @@ def page(results: list[dict[str, Any]], command: str) -> str:
     ]
     for found in results:
         lines += [f"## {found['model']}", "", *conditions(found), "", *table(found), "", *goals(found), ""]
-        missing = {row["peer"]: row["why"] or "no round ended" for row in found["rows"] if not row["decode_ms"]}
+        missing = {
+            peer: "not asked for in this run" for peer in PEERS if peer not in {row["peer"] for row in found["rows"]}
+        }
+        missing |= {row["peer"]: row["why"] or "no round ended" for row in found["rows"] if not row["decode_ms"]}
         lines += [f"- {peer}: not measured: {why}" for peer, why in (missing | NOT_RUN).items()] + [""]
     return "\n".join(lines)
 

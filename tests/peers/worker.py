@@ -180,10 +180,12 @@ def ours(cache: Path, backend: str) -> Session:
 
 def llama_cpp(cache: Path, kind: str) -> Session:
     """llama.cpp's own quantizer on the float file, and llama.cpp; the same binding as our engine's."""
-    import llama_cpp as lib
-
     from openclaw_opt.artifacts import Engine
+    from openclaw_opt.backends import llama_cpp as binding
     from openclaw_opt.backends.llama_cpp import LlamaDecoder
+
+    binding.SPIN = ""  # as a user has it: the threads' waiting is what our engine sets
+    lib = binding.library()
 
     source, file = Engine(cache / "ours-float"), cache / f"llama-{kind}.gguf"
     if not file.is_file():
