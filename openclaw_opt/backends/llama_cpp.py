@@ -8,7 +8,6 @@ of their own, so padding never reaches the model.
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,6 @@ MODULE = "llama_cpp"
 FIX = f"pip install {PACKAGE} (it is compiled, which takes some minutes)"
 CHUNK = 512
 """Tokens that go through the model at once in a prefill."""
-SPIN = "100000"
-"""How long a thread of GNU OpenMP looks for the next kernel before it sleeps; read when its library is loaded. Unset, it sleeps at
-every one of a token's barriers: twice the time of a token, see docs/log.md. What the user has set stays."""
 EXACT_TYPE, HALF_TYPE = 0, 1
 """ggml's F32 and F16, for the cache."""
 ERROR_LEVEL = 4
@@ -39,8 +35,6 @@ _callbacks: list[Any] = []
 
 def library() -> Any:
     """The bound C library, its log kept for error messages. Raises MachineError where the package is missing or broken."""
-    if SPIN and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPIN
     try:
         import llama_cpp
     except ModuleNotFoundError as error:

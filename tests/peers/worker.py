@@ -181,11 +181,9 @@ def ours(cache: Path, backend: str) -> Session:
 def llama_cpp(cache: Path, kind: str) -> Session:
     """llama.cpp's own quantizer on the float file, and llama.cpp; the same binding as our engine's."""
     from openclaw_opt.artifacts import Engine
-    from openclaw_opt.backends import llama_cpp as binding
-    from openclaw_opt.backends.llama_cpp import LlamaDecoder
+    from openclaw_opt.backends.llama_cpp import LlamaDecoder, library
 
-    binding.SPIN = ""  # as a user has it: the threads' waiting is what our engine sets
-    lib = binding.library()
+    lib = library()
 
     source, file = Engine(cache / "ours-float"), cache / f"llama-{kind}.gguf"
     if not file.is_file():
@@ -238,6 +236,9 @@ def answer(peer: Peer, asked: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     name, checkpoint, cache = sys.argv[1:]
+    os.environ.pop(
+        "OMP_WAIT_POLICY", None
+    )  # every peer's threads wait as its runtime has it, whatever this environment says
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not stand between the answers
     peer = PEERS[name](checkpoint, Path(cache))
