@@ -69,6 +69,8 @@ class GraphFacts(Facts):
     recompute_after: int | None = None
     """longrope: where a sequence grows past this many tokens, other frequencies turn all of it, and its cache must be made
     again by one prefill of the whole sequence. None where a cache stays right."""
+    decoder: dict[str, Any] = {}
+    """The DecoderSpec as JSON, for runtimes that bring the architecture themselves; empty for other tasks."""
     quantized: tuple[LayerFormat, ...] = ()
     fusions: dict[str, int] = {}
     """How often each rewrite applied, by its name."""
@@ -127,6 +129,8 @@ class EngineFacts(Facts):
     kernels: tuple[KernelRow, ...] = ()
     notes: tuple[str, ...] = ()
     """Options without effect on this backend, advisories, warnings: what a person must know. Never empty talk."""
+    session: dict[str, str | int | bool] = {}
+    """ONNX Runtime's session options that were measured to be faster here, by their own names; empty for its defaults."""
     tool: str = ""
     """Runtime and version, e.g. `tensorrt_rtx 1.7.1.116`."""
     build_seconds: float | None = None

@@ -135,7 +135,7 @@ def _files(artifact: Artifact) -> Sequence[Path]:
     return [
         path
         for path in sorted(artifact.folder.rglob("*"))
-        if path.suffix in (".safetensors", ".onnx", ".data", ".plan")
+        if path.suffix in (".safetensors", ".onnx", ".data", ".plan", ".gguf")
     ]
 
 

@@ -68,8 +68,8 @@ NO_TOKEN = "it has no int8 kernel with scales found at run time"
 _ROWS = (
     Format("int8", "INT8 weights and activations", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
     Format("int8_per_token", "INT8 weights, activations by token", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime",), ONNX_SPEC, NO_TOKEN, dynamic=True),
-    Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
-    Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt"), ONNX_SPEC),
+    Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt", "gguf"), ONNX_SPEC),
+    Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt", "gguf"), ONNX_SPEC),
     Format("uint4", "INT4 weights in blocks with zero points", "UINT4", "", 4, 20, 32, (8, 0), ("onnxruntime",), ONNX_SPEC, "it takes no zero point but 0"),
     Format("fp8", "FP8 E4M3 weights and activations", "FLOAT8E4M3FN", "FLOAT8E4M3FN", 8, 32, None, (8, 9), ("tensorrt",), FP8_PAPER),
     Format("nvfp4", "NVFP4 weights and activations", "FLOAT4E2M1", "FLOAT4E2M1", 4, 8, 16, (10, 0), ("tensorrt",), NVFP4_NOTE),

@@ -36,7 +36,7 @@ from openclaw_opt.turns import Turns
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
 ALONE = Turns()
-WEIGHTS = (".safetensors", ".onnx", ".data", ".plan")
+WEIGHTS = (".safetensors", ".onnx", ".data", ".plan", ".gguf")
 
 
 def build(

@@ -145,6 +145,16 @@ class MachineRecord(Facts):
     python: str
 
 
+class MeasuredRecord(Facts):
+    """The artifact's measurements on one machine, taken after the build by `openclaw-opt measure`."""
+
+    started: str
+    """UTC, ISO 8601."""
+    machine: MachineRecord
+    versions: dict[str, str] = {}
+    measurements: tuple[Measurement, ...]
+
+
 class Report(Facts):
     """The whole report. `report.json` is this, and every other form is made from it."""
 
@@ -183,6 +193,8 @@ class Report(Facts):
     budgets: tuple[BudgetRecord, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     """Of the engine against the reference; rows without a value say why in `not_measured`."""
+    remeasured: tuple[MeasuredRecord, ...] = ()
+    """What `openclaw-opt measure` found later, oldest first; budgets look at `measurements` alone."""
     baseline: BaselineRecord | None = None
     """What `--baseline` named."""
     costs: tuple[CostRecord, ...] = ()

@@ -64,6 +64,8 @@ class Target:
         return {"rtx": "tensorrt_rtx", "datacenter": "tensorrt", "none": ""}[self.runtime]
 
     def realises(self, fmt: Format, backend: str) -> bool:
+        if backend == FASTEST:
+            return any(self.realises(fmt, one) for one in CANDIDATES)
         return backend in fmt.backends and (backend != "tensorrt" or self.compute >= fmt.compute)
 
 
@@ -108,6 +110,9 @@ RAY_TYPES = {
     "h200": "H200", "b200": "B200",
 }  # fmt: skip
 """What Ray calls a node's card (`accelerator_type:L4`); it has one name for both H100s."""
+FASTEST = "fastest"
+"""`build: {backend: fastest}`: every one of CANDIDATES is built and timed on this machine."""
+CANDIDATES = ("onnxruntime", "gguf")
 DRIVER_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """What NVIDIA's driver makes on Linux, and under Windows' Linux subsystem."""
 

@@ -146,6 +146,8 @@ def _worst(a: dict[str, Array], b: dict[str, Array]) -> str:
 def _runtime(artifact: Artifact | Checkpoint) -> str:
     if isinstance(artifact, Checkpoint):
         return "transformers"
+    if isinstance(artifact, Engine) and artifact.facts.backend == "gguf":
+        return "llama.cpp"
     return "PyTorch" if isinstance(artifact, Model) else "ONNX Runtime"
 
 

@@ -158,14 +158,17 @@ def test_a_build_killed_between_its_renames_is_put_back(write_recipe: Write, cac
 
 def test_a_budget_that_cannot_be_decided(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
     file = write_recipe(
-        ("metrics: [perplexity, size]", "metrics: [roofline]"),
-        ('perplexity.recovery: ">= 0.5"', 'roofline.decode_ms: "<= 5"'),
+        (
+            "metrics: [perplexity, size]",
+            "metrics: [latency: {prompt: 8, new_tokens: 4, time_box_s: 0.2, compare: false}]",
+        ),
+        ('perplexity.recovery: ">= 0.5"', 'latency.ttft.p99_ms: "<= 5"'),
     )
     report, _ = run(file, cache, tmp_path / "out")
     assert report.verdict == "undecided"
     assert report.exit_code == 4
     assert report.budgets[0].got is None
-    assert "not known" in report.budgets[0].why
+    assert "p99 needs 459 samples" in report.budgets[0].why
     report, _ = run(file, cache, tmp_path / "out", "undecided=pass")
     assert report.exit_code == 0
 

@@ -17,6 +17,10 @@ def cannot_run(facts: EngineFacts) -> str:
         return facts.unfinished_why
     if facts.backend == "onnxruntime":
         return other_machine(facts, None, installed="", threads=usable_threads())
+    if facts.backend == "gguf":
+        from openclaw_opt.backends.gguf import missing
+
+        return missing()
     from openclaw_opt.targets import host
 
     here = host()
@@ -60,6 +64,11 @@ def open_engine(engine: Engine) -> DecoderSession | GenericSession:
     why = cannot_run(engine.facts)
     if why:
         raise MachineError(f"the engine cannot run here: {why}", where=str(engine.folder))
+    if engine.facts.backend == "gguf":
+        from openclaw_opt.backends import gguf
+
+        session: DecoderSession = gguf.open_engine(engine)
+        return session
     from openclaw_opt.backends.onnxruntime import open_engine as open_onnxruntime
 
     return open_onnxruntime(engine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import onnx
 import onnxruntime as ort
 
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
-from openclaw_opt.backends import cache_notes, genai_config, ort_receipt
+from openclaw_opt.backends import cache_notes, genai_config, ort_receipt, ort_tuning
+from openclaw_opt.backends.host_rates import cores
 from openclaw_opt.backends.ort_sessions import OrtDecoder, OrtGeneric, open_graph, session_options
-from openclaw_opt.errors import VerificationError
+from openclaw_opt.errors import MachineError, VerificationError
 from openclaw_opt.graph import ir_tools
 from openclaw_opt.graph.fuse_matmul_nbits import NAME as NBITS
 from openclaw_opt.graph.to_onnxruntime import EXACT, with_accuracy_level
@@ -38,12 +39,14 @@ def build(
     progress: Progress = lambda part, text: None,
     *,
     require_realised: bool = True,
+    tune: bool = False,
 ) -> Engine:
     """The engine in `folder`: model.onnx and its data, graph.json, assets/, and for a decoder what onnxruntime-genai reads.
 
     Args:
         graph: in dialect `onnxruntime`.
         target: a GPU row opens the CUDA provider, `host` without a GPU the CPU's.
+        tune: time session options in turns on this machine and keep those that are faster.
         require_realised: a quantized layer that runs in another precision is an error; else it is a row of the receipt.
 
     Raises:
@@ -66,6 +69,13 @@ def build(
         _check_realised(rows, folder)
     progress(0.7, "measuring what fast kernels round")
     notes = (*cache_notes(facts), *genai_config.genai_notes(facts), *_rounding_notes(lowered, device))
+    session: dict[str, str | int | bool] = {}
+    if tune:
+        progress(0.8, "timing session options in turns")
+        session, told = ort_tuning.tuned(lowered, {} if facts.task == "decoder" else _feed(lowered))
+        notes += told
+        if facts.task == "decoder":
+            _write_genai(lowered, device, session)
     engine.write_facts(
         EngineFacts(
             task=facts.task,
@@ -78,6 +88,7 @@ def build(
             receipt=rows,
             kernels=(ort_receipt.kernel_row(kernels, len(facts.kv)),),
             notes=notes,
+            session=session,
             tool=f"onnxruntime {ort.__version__}",
             build_seconds=time.monotonic() - began,
         )
@@ -86,8 +97,16 @@ def build(
 
 
 def open_engine(engine: Engine, *, threads: int | None = None) -> OrtDecoder | OrtGeneric:
-    """A session on the engine. Raises MachineError when its provider cannot start here."""
-    return open_graph(Graph(engine.folder), threads=threads, device=_device(target_named(engine.facts.target)))
+    """A session on the engine. Raises MachineError when its provider, or as many threads as it is tuned for, cannot start here."""
+    tuned, device = engine.facts.session, _device(target_named(engine.facts.target))
+    wanted, there = int(tuned.get("intra_op_num_threads", 0)), cores()
+    if wanted > there and threads is None:
+        raise MachineError(
+            f"the engine is tuned for {wanted} threads, and this process may use {there} cores",
+            where=str(engine.folder),
+            fix="build it here, or without `tune: session`",
+        )
+    return open_graph(Graph(engine.folder), threads=threads, device=device, tuned=tuned)
 
 
 def _device(target: Target) -> str:
@@ -103,15 +122,16 @@ def _copy(graph: Graph, folder: Path) -> None:
     ir_tools.copy_assets(graph, lowered)
 
 
-def _write_genai(graph: Graph, device: str) -> None:
+def _write_genai(graph: Graph, device: str, session: Mapping[str, str | int | bool] | None = None) -> None:
     """genai_config.json, and the tokenizer where onnxruntime-genai looks for it: beside the model."""
     inputs = [value.name for value in onnx.load(str(graph.onnx), load_external_data=False).graph.input]
     content = genai_config.genai_config(
         graph.facts, inputs, _asset(graph, "config.json"), _asset(graph, "generation_config.json"), device=device
     )
+    content["model"]["decoder"]["session_options"].update(session or {})
     (graph.folder / genai_config.FILE).write_text(json.dumps(content, indent=1) + "\n")
     for name in genai_config.TOKENIZER_FILES:
-        if (graph.assets / name).is_file():
+        if (graph.assets / name).is_file() and not (graph.folder / name).exists():
             ir_tools.link_or_copy(graph.assets / name, graph.folder / name)
 
 

@@ -34,9 +34,14 @@ class Cache(ABC):
     def __init__(self, facts: GraphFacts, device: str) -> None:
         self._facts, self._device = facts, device
         self._values: list[Any] = []
+        self.binding: Any = None
+        """An IOBinding that holds this cache, where one serves every step."""
+
+    in_place = False
+    """A step's present lies where its past lay, so that one binding serves every step."""
 
     def clear(self) -> None:
-        self._values = []
+        self._values, self.binding = [], None
 
     def names(self, prefix: str) -> list[str]:
         return [f"{prefix}.{layer}.{part}" for layer in range(len(self._facts.kv)) for part in ("key", "value")]
@@ -103,9 +108,11 @@ class GrowingCache(Cache):
 class SharedCache(Cache):
     """onnxruntime: one buffer for past and present; each sequence is dense in it, a new token overwrites padding."""
 
+    in_place = True
+
     def start(self, batch: int, capacity: int) -> None:
         if not self._values or (self._values[0].shape()[0], self._values[0].shape()[2]) != (batch, capacity):
-            self._values = self._buffers(batch, capacity)
+            self._values, self.binding = self._buffers(batch, capacity), None
 
     def bind(self, binding: Any) -> None:
         for past, present, value in zip(
@@ -123,6 +130,8 @@ class SharedCache(Cache):
 
 class StaticCache(SharedCache):
     """tensorrt: `context` slots a sequence; two sets of buffers, because TensorScatter outside TensorRT copies."""
+
+    in_place = False
 
     def __init__(self, facts: GraphFacts, device: str) -> None:
         super().__init__(facts, device)

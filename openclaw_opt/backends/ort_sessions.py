@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -41,12 +42,23 @@ QUIET = 3
 """ONNX Runtime's severity `error`: its warnings about hardware-specific saved graphs and missing GPUs are ours to say."""
 
 
-def session_options(graph: Graph, *, threads: int | None = None) -> ort.SessionOptions:
-    """Options under which the graph's numbers are right; `threads` None lets ONNX Runtime take every physical core."""
+def session_options(
+    graph: Graph, *, threads: int | None = None, tuned: Mapping[str, str | int | bool] | None = None
+) -> ort.SessionOptions:
+    """Options under which the graph's numbers are right; `threads` None lets ONNX Runtime take every physical core.
+
+    Args:
+        tuned: options by ONNX Runtime's names; those with a dot are config entries.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    for name, value in (tuned or {}).items():
+        if "." in name:
+            options.add_session_config_entry(name, str(value))
+        else:
+            setattr(options, name, value)
     if threads is not None:
         options.intra_op_num_threads = threads
     if has_float8(graph):
@@ -211,16 +223,28 @@ class OrtDecoder(DecoderSession):
 
     def _step(self, cache: Cache, ids: Ids, mask: Ids, positions: Ids) -> Floats:
         assert self._session is not None, "the session is closed"
-        binding = self._session.io_binding()
+        binding = self._bound(cache)
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         for name in self._inputs & feed.keys():
             binding.bind_cpu_input(name, np.ascontiguousarray(feed[name], np.int64))
         binding.bind_output("logits", "cpu")
-        cache.bind(binding)
         self._session.run_with_iobinding(binding)
         values = binding.get_outputs()
         cache.keep(values[1:])
         return cast("Floats", np.array(values[0].numpy(), np.float32))
+
+    def _bound(self, cache: Cache) -> Any:
+        """The caches bound; what is written where it was read stays bound from step to step."""
+        assert self._session is not None, "the session is closed"
+        if cache.binding is None:
+            binding = self._session.io_binding()
+            # The first output, before the caches: `get_outputs` follows the order of binding.
+            binding.bind_output("logits", "cpu")
+            cache.bind(binding)
+            if not cache.in_place:
+                return binding
+            cache.binding = binding
+        return cache.binding
 
 
 def _appended(seen: Ids, ids: Ids, lengths: Ids) -> Ids:
@@ -245,9 +269,15 @@ def _check_length(length: int, limit: int, what: str) -> None:
         raise RecipeError(f"a sequence of {length} tokens exceeds {what} of {limit}")
 
 
-def open_graph(graph: Graph, *, threads: int | None = None, device: str = "cpu") -> OrtDecoder | OrtGeneric:
+def open_graph(
+    graph: Graph,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    tuned: Mapping[str, str | int | bool] | None = None,
+) -> OrtDecoder | OrtGeneric:
     """The session that fits the graph's task."""
-    options = session_options(graph, threads=threads)
+    options = session_options(graph, threads=threads, tuned=tuned)
     if graph.facts.task == "decoder":
         return OrtDecoder(graph, device=device, options=options)
     return OrtGeneric(graph, device=device, options=options)

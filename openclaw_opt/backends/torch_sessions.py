@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from openclaw_opt.artifacts import Checkpoint, Model
 from openclaw_opt.backends import DecoderSession, GenericSession
@@ -77,9 +77,15 @@ def open_checkpoint_session(checkpoint: Checkpoint) -> DecoderSession | GenericS
     return TorchGeneric(lambda **feed: {output: reference(*feed.values())})
 
 
-def open_model_session(model: Model) -> DecoderSession | GenericSession:
-    """A Model folder, quantized layers included, as PyTorch computes it."""
+def open_model_session(
+    model: Model, *, watch: Callable[[nn.Module, str], None] | None = None
+) -> DecoderSession | GenericSession:
+    """A Model folder, quantized layers included, as PyTorch computes it; `watch` is called with every layer and its name."""
     module = open_model(model)
+    for name, layer in module.named_modules() if watch else ():
+        if not list(layer.children()) and name:
+            assert watch is not None
+            watch(layer, name)
     if isinstance(module, Decoder):
         return TorchDecoder(lambda ids: _decoder_logits(module, ids))
     assert isinstance(module, (Encoder, Classifier))

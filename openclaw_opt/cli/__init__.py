@@ -16,6 +16,8 @@ from openclaw_opt.cli import (
     init,
     inspect,
     listing,
+    measure,
+    profile,
     report,
     schema,
     sweep,
@@ -40,6 +42,8 @@ app.command("list")(listing.list_)
 app.command("init")(init.init)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.command("measure")(measure.measure)
+app.command("profile")(profile.profile)
 app.command("history")(history.history)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)

@@ -1,5 +1,8 @@
 """roofline: the time the target cannot go below, from its row and the graph; a bound, never an estimate of the latency.
 
+On `host` the bandwidth and the rates are measured in the same run (`backends.host_rates`). Weight-only layers multiply with
+activations in int8 on a CPU, so their rate there is int8's.
+
 bytes   every initializer the step reads once (a table that is only gathered counts its rows), and, for decode, the cache
         of `context` tokens read once
 flops   2 · K · N for each matrix of a MatMul and token, attention's 4 · q_heads · head_dim · context a token and layer
@@ -8,23 +11,30 @@ time    max(bytes / bandwidth, Σ flops / peak of the layer's format)
 roofline.decode_ms  one token for each of `batch` sequences with `context` tokens in the cache
 roofline.ttft_ms    a prompt of `prompt` tokens
 roofline.infer_ms   encoders: one batch. Convolutions are not counted, so models with them have no bound here.
+roofline.decode_fraction  the part of the bandwidth's bound that decode reaches: bytes / bandwidth / time of a token. On `host` a
+                          reading of memory and a burst of tokens take turns, and the interval is that of the paired ratio.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from openclaw_opt.artifacts import GraphFacts, KvShape, Measurement
+from openclaw_opt.errors import MachineError
 from openclaw_opt.metrics import Metric, Number
 from openclaw_opt.targets import Target
 
 if TYPE_CHECKING:
     from openclaw_opt.metrics.subject import Subject
 
+TURNS, WARM_TURNS, BURST = 9, 1, 12
+"""Readings of memory, and tokens of the burst between two of them."""
 FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 RATES = {"int8": "int8", "fp8": "fp8", "nvfp4": "fp4"}
 """Number formats whose matrices multiply at another rate than half precision."""
@@ -56,6 +66,7 @@ class Roofline(Metric):
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("roofline.decode_ms", "ms", "neither", "least time of a token on the target", ("decoder",)),
         Number("roofline.ttft_ms", "ms", "neither", "least time of a prompt on the target", ("decoder",)),
+        Number("roofline.decode_fraction", "", "higher", "part of the bandwidth that decode reaches", ("decoder",)),
         Number("roofline.infer_ms", "ms", "neither", "least time of a batch on the target", ("encoder", "vision")),
     )
 
@@ -67,31 +78,111 @@ class Roofline(Metric):
     """Sequences at once."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
-        task, target, facts = subject.facts.task, subject.target, subject.facts
+        task, facts = subject.facts.task, subject.facts
         if subject.graph is None:
             return self.all_unmeasured(task, "there is no graph to count", subject="bound")
+        work = work_of(subject)
+        target, note = ceilings(subject.target, self._moved(work, facts))
         if target.bandwidth is None or not target.peak:
             why = f"bandwidth and peak rate of {target.title} are not known"
             return self.all_unmeasured(task, why, subject="bound")
-        work = read_work(subject.graph)
         if task != "decoder" and work.convolutions:
             return self.all_unmeasured(task, f"{work.convolutions} convolutions are not counted", subject="bound")
         if task != "decoder":
-            return [self._bound("roofline.infer_ms", work, facts, target, (self.prompt, 0))]
+            return [self._bound("roofline.infer_ms", work, facts, target, (self.prompt, 0), note)]
         return [
-            self._bound("roofline.decode_ms", work, facts, target, (1, self.context)),
-            self._bound("roofline.ttft_ms", work, facts, target, (self.prompt, 0)),
+            self._bound("roofline.decode_ms", work, facts, target, (1, self.context), note),
+            self._bound("roofline.ttft_ms", work, facts, target, (self.prompt, 0), note),
+            self._fraction(subject, work, target),
         ]
 
-    def _bound(self, name: str, work: Work, facts: GraphFacts, target: Target, tokens: tuple[int, int]) -> Measurement:
+    def _fraction(self, subject: Subject, work: Work, target: Target) -> Measurement:
+        """Bound over time of a token, both taken in turns."""
+        from openclaw_opt.numerics.stats import paired_ratio
+
+        name = "roofline.decode_fraction"
+        if subject.speed.open is None:
+            return self.unmeasured(name, subject.speed.why, subject=subject.speed.subject)
+        try:
+            bandwidths, times = self._turns(subject, target, self._moved(work, subject.facts))
+        except MachineError as error:
+            return self.unmeasured(name, error.what, subject=subject.speed.subject)
+        moved = self._moved(work, subject.facts)
+        bounds = [1e3 * moved / bandwidth for bandwidth in bandwidths]
+        ratio = paired_ratio(bounds, times)
+        assert ratio is not None, "enough turns for a ratio"
+        best = 1e3 * moved / max(bandwidths) / min(times)
+        note = f"{moved / 2**20:.1f} MiB a token at batch {self.batch}; medians in turns; best token by best reading {best:.2f}"
+        return self.row(name, ratio, subject=subject.speed.subject, note=note)
+
+    def _moved(self, work: Work, facts: GraphFacts) -> int:
+        """Bytes of one step: weights, and what the cache holds."""
+        return work.weight_bytes + self.batch * cache_bytes(facts, self._cached(facts))
+
+    def _cached(self, facts: GraphFacts) -> int:
+        return max(1, min(self.context, (facts.context or self.context) - BURST))
+
+    def _turns(self, subject: Subject, target: Target, moved: int) -> tuple[list[float], list[float]]:
+        """Bytes a second and the median milliseconds of a token, one of each a turn."""
+        import numpy as np
+
+        from openclaw_opt.backends import DecoderSession
+        from openclaw_opt.backends.host_rates import Reader
+        from openclaw_opt.metrics.latency import timed
+        from openclaw_opt.metrics.workload import sample_prompt
+
+        assert subject.speed.open is not None
+        assert target.bandwidth is not None
+        reader = None if target.is_gpu else Reader(moved)
+        bandwidths, times = [], []
+        with subject.speed.open() as session:
+            assert isinstance(session, DecoderSession)
+            ids, _ = sample_prompt(subject.facts, self._cached(subject.facts), BURST, self.batch)
+            follow = np.random.default_rng(1).integers(0, subject.facts.vocab or 1, (BURST, self.batch))
+            for turn in range(WARM_TURNS + TURNS):
+                session.prefill(ids)
+                burst = [timed(partial(session.decode, token)) for token in follow]
+                reading = target.bandwidth if reader is None else reader.once()
+                if turn >= WARM_TURNS:
+                    times.append(statistics.median(burst))
+                    bandwidths.append(reading)
+        if reader is not None:
+            reader.close()
+        return bandwidths, times
+
+    def _bound(
+        self, name: str, work: Work, facts: GraphFacts, target: Target, tokens: tuple[int, int], said: str
+    ) -> Measurement:
         assert target.bandwidth is not None
         new, cached = tokens
         moved = work.weight_bytes + self.batch * cache_bytes(facts, cached)
         reading = moved / target.bandwidth
         computing = self.batch * multiply_seconds(work, facts, target, new, cached)
         which = "bandwidth" if reading >= computing else "arithmetic"
-        note = f"{which} of {target.title}: {moved / 2**20:.1f} MiB, batch {self.batch}"
+        note = f"{which} of {target.title}: {moved / 2**20:.1f} MiB, batch {self.batch}" + (f"; {said}" if said else "")
         return self.row(name, 1e3 * max(reading, computing), subject="bound", note=note)
+
+
+def ceilings(target: Target, size: int) -> tuple[Target, str]:
+    """The target with bandwidth and rates, measured where it is this machine's CPU; and the sentence that says so."""
+    if target.is_gpu or target.bandwidth is not None:
+        return target, ""
+    from openclaw_opt.backends.host_rates import measure
+
+    rates = measure(size)
+    return replace(target, bandwidth=rates.bandwidth, peak=rates.peak), rates.note
+
+
+def work_of(subject: Subject) -> Work:
+    """What the engine reads and multiplies; of a GGUF engine the bytes are those of its file, whose scales are smaller."""
+    assert subject.graph is not None
+    work = read_work(subject.graph)
+    files = [file for file in subject.files if file.suffix == ".gguf"]
+    if not files:
+        return work
+    from openclaw_opt.backends.gguf import weight_bytes
+
+    return replace(work, weight_bytes=weight_bytes(files[0]))
 
 
 def cache_bytes(facts: GraphFacts, tokens: int) -> int:
@@ -105,7 +196,8 @@ def multiply_seconds(work: Work, facts: GraphFacts, target: Target, new: int, ca
     formats = {layer.name: layer.format for layer in facts.quantized}
     seconds = 0.0
     for matrix in work.matrices:
-        rate = RATES.get(_format_of(matrix.name, formats), "fp16")
+        name = _format_of(matrix.name, formats)
+        rate = RATES.get(name, "fp16") if target.is_gpu or not name else "int8"
         seconds += 2 * matrix.k * matrix.n * new / target.peak.get(rate, target.peak["fp16"])
     attention = sum(4 * kv.q_heads * kv.head_dim * _seen(kv, cached + new) for kv in facts.kv)
     causal = 0.5 if cached == 0 else 1.0

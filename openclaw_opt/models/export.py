@@ -68,7 +68,11 @@ def graph_facts(facts: ModelFacts, dtype: FloatType, context: int | None) -> Gra
     if isinstance(facts.spec, HfSpec):
         more: dict[str, object] = {"batch_first_shapes": input_shapes(facts.spec)}
     else:
-        more = {"kv": _caches(facts), "recompute_after": _recompute_after(facts.spec, context)}
+        more = {
+            "kv": _caches(facts),
+            "recompute_after": _recompute_after(facts.spec, context),
+            "decoder": facts.spec.model_dump(mode="json"),
+        }
     return GraphFacts.model_validate(
         {
             **common,

@@ -10,10 +10,11 @@ from pydantic import Field, field_validator
 
 from openclaw_opt.artifacts import Engine, Graph
 from openclaw_opt.models.spec import DecoderSpec
-from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
-from openclaw_opt.targets import Target
+from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.targets import FASTEST, HOST, Target
 
 Triple = tuple[int, int, int]
+ORT_FIX = "backend: onnxruntime"
 TENSORRT_ONLY = ("batch", "prompt", "timeout_minutes", "engines")
 
 
@@ -22,11 +23,14 @@ class Build(Pass):
 
     kind: ClassVar[Kind] = "exact"
     summary: ClassVar[str] = "build the engine and its precision receipt; a format that was not realised fails"
-    tools: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "tensorrt-rtx", "tensorrt")
+    tools: ClassVar[tuple[str, ...]] = (
+        "onnxruntime-gpu", "onnxruntime-genai-cuda", "tensorrt-rtx", "tensorrt", "llama-cpp-python", "gguf",
+    )  # fmt: skip
     reads: ClassVar[tuple[str, ...]] = ("target",)
 
-    backend: Literal["auto", "onnxruntime", "tensorrt"] = "auto"
-    """Runtime to build for. `auto`: TensorRT for a GPU of the target table, ONNX Runtime for a CPU."""
+    backend: Literal["auto", "onnxruntime", "tensorrt", "gguf", "fastest"] = "auto"
+    """Runtime to build for. `auto`: TensorRT for a GPU of the target table, ONNX Runtime for a CPU. `gguf`: a file for
+    llama.cpp (decoders on a CPU). `fastest`: build for each that can, time them in turns on this machine, keep the faster."""
     batch: Triple | None = None
     """TensorRT: sequences (or images) at once, [min, opt, max]. Default [1, 1, 4]."""
     prompt: Triple | None = None
@@ -36,6 +40,9 @@ class Build(Pass):
     engines: Literal["one", "each"] | None = None
     """TensorRT-RTX, for several targets: `one` engine that holds every compute capability (the default: weights are there
     once, a further capability adds bytes), or one `each`; cards of one capability share an engine either way."""
+    tune: Literal["none", "session"] = "none"
+    """ONNX Runtime on `host`: `session` times threads, spinning, memory arena and memory pattern in turns on this machine; an
+    option that is faster beyond the interval becomes part of the artifact."""
     require: Literal["realised", "any"] = "realised"
     """`realised`: a quantized layer that the engine runs in another precision fails the build. `any`: it is reported only."""
 
@@ -54,6 +61,11 @@ class Build(Pass):
                     f"TensorRT does not build for {view.target.title}", option="backend", fix="backend: onnxruntime"
                 )
             )
+        found += self._on_this_machine(view)
+        if self.tune != "none" and (view.backend not in ("onnxruntime", FASTEST) or view.target.name != HOST):
+            found.append(
+                Complaint("`tune` times ONNX Runtime on this machine: it wants `target: host`", "tune", "take it out")
+            )
         if not any(p.gives() is Graph and p.word == "fuse" for p in view.earlier):
             found.append(Complaint("it takes a graph lowered by `fuse`", fix="put `fuse` before `build`"))
         longest = self._context(view)
@@ -66,6 +78,36 @@ class Build(Pass):
                 )
             )
         return found
+
+    def _on_this_machine(self, view: View) -> list[Complaint]:
+        """What stands against GGUF and against timing."""
+        if view.backend not in ("gguf", FASTEST):
+            return []
+        if view.target.is_gpu:
+            return [Complaint(f"{view.backend} is for a CPU, not for {view.target.title}", "backend", "target: host")]
+        if view.backend == FASTEST:
+            return []
+        from openclaw_opt.backends.gguf_facts import refused
+
+        if not isinstance(view.spec, DecoderSpec):
+            return [Complaint(f"GGUF is written for decoders, not for a {view.spec.task} model", "backend", ORT_FIX)]
+        why = [*refused(view.spec, self._context(view)), *self._factors(view.spec, view.earlier)]
+        return [Complaint(one, "backend", ORT_FIX) for one in why]
+
+    @staticmethod
+    def _factors(spec: DecoderSpec, earlier: tuple[Pass, ...]) -> list[str]:
+        """AWQ's input factors of `o` move into the values, unless several query heads share one."""
+        from fnmatch import fnmatchcase
+
+        from openclaw_opt.passes.quantize import Quantize
+
+        if all(layer.q_heads == layer.kv_heads for layer in spec.layers):
+            return []
+        awq = [p for p in earlier if isinstance(p, Quantize) and p.algorithm_for("decoder").startswith("awq")]
+        kept = [pattern for p in awq for pattern in p.patterns("decoder")]
+        if not awq or any(fnmatchcase("layers.0.o", pattern) for pattern in kept):
+            return []
+        return ["GGUF has no place for AWQ's factors on `o` with grouped queries; quantize with algorithm: rtn"]
 
     def _without_effect(self, view: View) -> list[Complaint]:
         if view.backend == "tensorrt":
@@ -95,7 +137,12 @@ class Build(Pass):
         return next((c for c in asked if c is not None), view.spec.context)
 
     def ingredients(self, view: View) -> dict[str, Any]:
-        """Whether this machine can build decides what comes out."""
+        """Whether this machine can build decides what comes out; with `fastest`, the machine itself does."""
+        if view.backend == FASTEST or self.tune != "none":
+            from openclaw_opt.backends.gguf import missing
+            from openclaw_opt.targets import cpu_title
+
+            return {"machine": cpu_title(), "gguf": missing()}
         if view.backend != "tensorrt":
             return {}
         from openclaw_opt.backends.tensorrt import cannot_build
@@ -105,11 +152,21 @@ class Build(Pass):
     def run(self, source: Graph, work: Work) -> Done[Engine]:
         engine = self.engine_of(source, (work.target, *work.others), work.backend, work.folder, work.progress)
         facts = engine.facts
+        proof = self._proof(engine, source, work)
         if not facts.finished:
             return Done(engine, changed=f"kept the verified graph; not built here: {facts.unfinished_why}", count=1)
         realised = sum(row.ok for row in facts.receipt)
         told = f"; {realised} of {len(facts.receipt)} quantized layers run as asked" if facts.receipt else ""
-        return Done(engine, changed=f"built {', '.join(facts.files)} with {facts.tool}{told}", count=1)
+        return Done(engine, changed=f"built {', '.join(facts.files)} with {facts.tool}{told}", count=1, proof=proof)
+
+    @staticmethod
+    def _proof(engine: Engine, source: Graph, work: Work) -> Graph | Engine | None:
+        """What must agree exactly with the graph, where the engine rounds activations that the graph does not."""
+        if engine.facts.backend == "gguf":
+            from openclaw_opt.backends import gguf
+
+            return gguf.build(source, work.target, work.folder / PROOF, proof=True)
+        return source if work.backend == FASTEST else None
 
     def engine_of(
         self,
@@ -125,7 +182,15 @@ class Build(Pass):
         if backend == "onnxruntime":
             from openclaw_opt.backends.onnxruntime import build
 
-            return build(source, target, folder, progress, require_realised=strict)
+            return build(source, target, folder, progress, require_realised=strict, tune=self.tune == "session")
+        if backend == "gguf":
+            from openclaw_opt.backends import gguf
+
+            return gguf.build(source, target, folder, progress)
+        if backend == FASTEST:
+            from openclaw_opt.backends import fastest
+
+            return fastest.build(source, target, folder, progress, require_realised=strict, tune=self.tune == "session")
         from openclaw_opt.backends import tensorrt
 
         obstacle = next((why for one in targets if (why := tensorrt.cannot_build(one))), "")

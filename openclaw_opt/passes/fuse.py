@@ -79,8 +79,11 @@ class Fuse(Pass):
             return to_tensorrt.lower(source, work.folder, self.context)
         from openclaw_opt.graph import to_onnxruntime
 
-        level = {} if self.accuracy_level is None else {"accuracy_level": self.accuracy_level}
-        return to_onnxruntime.lower(source, work.folder, context=self.context, **level)
+        # GGUF is written from this graph and proven against it, so it must be exact; `fastest` chooses the level when it builds.
+        level = self.accuracy_level
+        if level is None:
+            level = to_onnxruntime.FAST if work.backend == "onnxruntime" else to_onnxruntime.EXACT
+        return to_onnxruntime.lower(source, work.folder, context=self.context, accuracy_level=level)
 
     def _proof(self, graph: Graph, source: Graph, work: Work) -> Graph | None:
         """Weight-only kernels at `accuracy_level` 4 round activations to int8; at 0 the same graph is exact."""

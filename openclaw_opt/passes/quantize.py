@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -12,7 +13,7 @@ from openclaw_opt.artifacts import Model
 from openclaw_opt.errors import RecipeError, nearest
 from openclaw_opt.formats import FORMATS, KV_CACHE, UNREALISED, Format
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
-from openclaw_opt.targets import Target, formats_of
+from openclaw_opt.targets import FASTEST, Target, formats_of
 
 if TYPE_CHECKING:
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
@@ -54,6 +55,7 @@ DEFAULT_DAMPING = 0.01
 DEFAULT_KEEP = {"decoder": ("head",), "encoder": (), "vision": ("model.classifier*",)}
 BLOCKS = (16, 32, 64, 128, 256)
 NVFP4_BLOCK = 16
+GGUF_BLOCK = 32
 
 
 class Quantize(Pass):
@@ -143,6 +145,9 @@ class Quantize(Pass):
     def _parser(self, backend: str) -> list[Complaint]:
         from openclaw_opt.graph.trt_legality import INT4_BLOCKS
 
+        if backend in ("gguf", FASTEST) and self.format == "int4" and self.block_size() != GGUF_BLOCK:
+            what = f"GGUF has int4 in blocks of {GGUF_BLOCK}, not {self.block_size()}"
+            return [Complaint(what, "block", f"block: {GGUF_BLOCK}")]
         if backend != "tensorrt" or self.format != "int4" or self.block_size() in INT4_BLOCKS:
             return []
         near = min(INT4_BLOCKS, key=lambda size: abs(size - (self.block_size() or 0)))
@@ -224,14 +229,14 @@ class Quantize(Pass):
             return [Complaint(what, "format", "format: int8")]
         return []
 
-    def _layers(self, sizes: Sizes, task: str) -> list[Complaint]:
+    def _layers(self, sizes: Sizes, task: str, done: tuple[str, ...] = ()) -> list[Complaint]:
         """What is wrong with `keep` and `block` for these layers; nothing where they are not known."""
         if not sizes:
             return []
         found = [
             Complaint(f"keep: {pattern!r} matches no layer", "keep", nearest(pattern, _words(sizes)))
             for pattern in self.patterns(task)
-            if self.keep is not None and not any(fnmatchcase(name, pattern) for name in sizes)
+            if self.keep is not None and not any(fnmatchcase(name, pattern) for name in (*sizes, *done))
         ]
         left = {name: k for name, k in sizes.items() if not self._kept(name, task)}
         if not left:
@@ -276,14 +281,15 @@ class Quantize(Pass):
             per_channel=bool(self.per_channel),
         )
         batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
-        made = quantize_model(Input(source, facts, batches), work.folder, job, self.chosen, work.progress)
+        choose = partial(self.chosen, done=tuple(facts.quant))
+        made = quantize_model(Input(source, facts, batches), work.folder, job, choose, work.progress)
         return Done(made.model, changed=made.sentence, count=made.count, details=made.details)
 
-    def chosen(self, sizes: Sizes, task: str) -> list[str]:
-        """The layers to quantize, of all there are. Raises RecipeError where an option does not fit them."""
+    def chosen(self, sizes: Sizes, task: str, done: tuple[str, ...] = ()) -> list[str]:
+        """The layers to quantize, of all that are float; `done` an earlier pass has quantized. Raises RecipeError where an option does not fit them."""
         wrong = [
             RecipeError(problem.what, where=f"quantize.{problem.option}", fix=problem.fix)
-            for problem in self._layers(sizes, task)
+            for problem in self._layers(sizes, task, done)
         ]
         if wrong:
             raise RecipeError(f"{len(wrong)} mistakes in quantize", mistakes=wrong)
