@@ -130,19 +130,20 @@ def next_step_of(verdict: Verdict, budgets: Sequence[BudgetRecord], artifact: Ar
         return f"on the GPU host: {artifact.facts.finish_command.replace('ARTIFACT', str(output))}"
     if verdict in ("budget missed", "undecided"):
         first = next(b for b in budgets if b.result == "missed" or (verdict == "undecided" and fails_undecided(b)))
-        return _after(first)
+        return _after(first, output)
     if isinstance(artifact, (Model, Graph)):
         return f"the {type(artifact).__name__.lower()} is in {output}"
     return f"deploy {output}"
 
 
-def _after(budget: BudgetRecord) -> str:
+def _after(budget: BudgetRecord, output: Path) -> str:
     """What to do about the budget that decided the verdict."""
     if budget.result == "missed":
         assert budget.got is not None
         spent = f" (spent by `{budget.spent_by}`)" if budget.spent_by else ""
         return (
-            f"{budget.metric} {budget.rule} does not hold: got {budget.got:.4g}{spent}; change the recipe or the budget"
+            f"{budget.metric} {budget.rule} does not hold: got {budget.got:.4g}{spent}; "
+            f"what would help: openclaw-opt explain {output}"
         )
     if budget.got is None:
         return (
