@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
-from openclaw_opt.backends import cache_notes, genai_config, ort_receipt, ort_tuning
+from openclaw_opt.backends import cache_notes, genai_config, ort_receipt
 from openclaw_opt.backends.host_rates import cores
 from openclaw_opt.backends.ort_sessions import OrtDecoder, OrtGeneric, open_graph, session_options
 from openclaw_opt.errors import MachineError, VerificationError
@@ -71,6 +71,8 @@ def build(
     notes = (*cache_notes(facts), *genai_config.genai_notes(facts), *_rounding_notes(lowered, device))
     session: dict[str, str | int | bool] = {}
     if tune:
+        from openclaw_opt.backends import ort_tuning  # brings scipy, which an engine that only runs need not load
+
         progress(0.8, "timing session options in turns")
         session, told = ort_tuning.tuned(lowered, {} if facts.task == "decoder" else _feed(lowered))
         notes += told
