@@ -15,9 +15,9 @@ from openclaw_opt.history import Entry, Level
 from openclaw_opt.numerics.changepoint import FEWEST, SIGNIFICANCE, Change, change_points
 from openclaw_opt.report.views import first_word
 
-EXACT = ("size", "roofline")
+EXACT = ("size",)
 """First words of numbers without noise: any difference is a change."""
-OF_A_MACHINE = ("latency", "throughput", "speedup", "memory", "batching", "anatomy", "cost")
+OF_A_MACHINE = ("latency", "throughput", "speedup", "memory", "batching", "anatomy", "cost", "load", "cold", "roofline")
 RECENT = 10
 LEAST = 0.001
 """Changes of level below this share of it are not told: nobody decides by them."""
