@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.history import Entry, Level, add, entry_of, read_history
 from openclaw_opt.history.show import lines, markdown, sparkline, verdict
-from openclaw_opt.history.trend import Trend, regressions, trends
+from openclaw_opt.history.trend import OF_A_MACHINE, Trend, regressions, trends
+from openclaw_opt.metrics import Metric
 from openclaw_opt.numerics.changepoint import best_split, change_points
+from openclaw_opt.parts import part_named, part_names
 from openclaw_opt.report import write_report
+from openclaw_opt.report.views import first_word
 from tests.test_cli import invoke
 from tests.test_report import report
 
@@ -209,3 +212,10 @@ def test_what_is_shown_is_whole() -> None:
     assert lines(found)[0].startswith(f"int8-cpu  {LATENCY} *")
     assert markdown(found).count("\n| ") == 2
     assert verdict(found, 12).startswith("history: 1 regressed")
+
+
+@pytest.mark.parametrize("word", part_names("metrics"))
+def test_every_metric_of_a_machine_is_compared_on_one_machine_only(word: str) -> None:
+    metric = part_named("metrics", word, Metric)  # type: ignore[type-abstract]
+    for name in metric.measurement_names():
+        assert metric.depends_on != "machine" or first_word(name) in OF_A_MACHINE, name
