@@ -300,14 +300,15 @@ def goals(found: dict[str, Any]) -> list[str]:
         ratio = ratio_of(fastest[key], best[key])
         lines.append(f"- {text}: {verdict(ratio, least)}; {fastest['peer']} / {best['peer']} {shown(ratio)}")
     if "ours-gguf" in rows and found["readings"]:
-        bounds = [1e3 * found["weight_bytes"] / reading for reading in found["readings"]]
+        # Other peers' threads may still spin while memory is read: what the machine can do is the largest reading, never less.
+        bound = 1e3 * found["weight_bytes"] / max(found["readings"])
         times = rows["ours-gguf"]["decode_ms"]
-        ratio = ratio_of(bounds, times)
-        best = min(bounds) / rows["ours-gguf"]["least_decode_ms"]
-        read = f"{statistics.median(found['readings']) / 1e9:.1f} GB/s"
+        ratio = ratio_of([bound] * len(times), times)
+        best = bound / rows["ours-gguf"]["least_decode_ms"]
+        read = f"the largest of {len(found['readings'])} readings, {max(found['readings']) / 1e9:.1f} GB/s"
         lines.append(
-            f"- decode at least 0.7 of the memory bandwidth read in the same run (median {read}): "
-            f"{verdict(ratio, 0.7)}; {shown(ratio).replace('×', '')}, best token by best reading {best:.2f}"
+            f"- decode at least 0.7 of the memory bandwidth read in the same run ({read}): "
+            f"{verdict(ratio, 0.7)}; {shown(ratio).replace('×', '')}, fastest token {best:.2f}"
         )
     return lines
 
