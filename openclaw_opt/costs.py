@@ -79,18 +79,23 @@ def costs_of(
     return (own, *(_of_bound(row, task, bounds[row.name], ROW_PRICE) for row in others if row.name in bounds))
 
 
-def _measured(target: Target, task: Task, measurements: Sequence[Measurement], source: str) -> CostRecord:
-    name, unit = RATES[task]
-    rows = [one for one in measurements if one.name == name and one.subject == "engine" and not one.at]
-    rate = next((one.value for one in rows if one.value), None)
-    row = CostRecord(
+def _unpriced(target: Target, task: Task, source: str) -> CostRecord:
+    """The target and its price, without a figure yet."""
+    return CostRecord(
         target=target.name,
         title=target.title,
         hourly_usd=target.hourly_usd,
         price_source="" if target.hourly_usd is None else source,
         per_million_usd=None,
-        unit=unit,
+        unit=RATES[task][1],
     )
+
+
+def _measured(target: Target, task: Task, measurements: Sequence[Measurement], source: str) -> CostRecord:
+    name = RATES[task][0]
+    rows = [one for one in measurements if one.name == name and one.subject == "engine" and not one.at]
+    rate = next((one.value for one in rows if one.value), None)
+    row = _unpriced(target, task, source)
     if target.hourly_usd is None:
         why = f"no hourly price is known for {target.title}; `target: {{name: {target.name}, hourly_usd: …}}` in the recipe sets one"
         return row.model_copy(update={"not_measured": why})
@@ -106,14 +111,7 @@ def _measured(target: Target, task: Task, measurements: Sequence[Measurement], s
 
 
 def _of_bound(target: Target, task: Task, bound: Bounded, source: str) -> CostRecord:
-    row = CostRecord(
-        target=target.name,
-        title=target.title,
-        hourly_usd=target.hourly_usd,
-        price_source="" if target.hourly_usd is None else source,
-        per_million_usd=None,
-        unit=RATES[task][1],
-    )
+    row = _unpriced(target, task, source)
     if bound.seconds is None:
         return row.model_copy(update={"not_measured": bound.why})
     if target.hourly_usd is None:

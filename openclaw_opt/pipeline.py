@@ -11,7 +11,7 @@ import datetime
 import errno
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,8 @@ def _run(
     with store.making() as folder, peak_memory() as peak:
         began = time.monotonic()
         with logs_kept(folder, store.root / "logs" / step.key[:32]):
-            done = _done(step, source, _work(plan, folder, store, hooks))
+            work = work_of(plan, folder, store, lambda part, text: _progress(hooks, 0.85 * part, text))
+            done = _done(step, source, work)
         seconds = time.monotonic() - began
         hooks.progress(0.9, "verifying")
         verification = _verified(plan, step, source, done)
@@ -195,7 +196,8 @@ def _done(step: Step, source: Artifact | Checkpoint, work: Work) -> Done[Any]:
     return done
 
 
-def _work(plan: Plan, folder: Path, store: Store, hooks: Hooks) -> Work:
+def work_of(plan: Plan, folder: Path, store: Store, progress: Callable[[float, str], None]) -> Work:
+    """What a pass of the plan may use, with `folder` for its result."""
     recipe = plan.recipe
     return Work(
         folder=folder,
@@ -206,7 +208,7 @@ def _work(plan: Plan, folder: Path, store: Store, hooks: Hooks) -> Work:
         data_cache=store.root / "data",
         seed=recipe.seed,
         others=recipe.others,
-        progress=lambda fraction, text: _progress(hooks, 0.85 * fraction, text),
+        progress=progress,
     )
 
 

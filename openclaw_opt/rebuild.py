@@ -13,9 +13,8 @@ from pathlib import Path
 from openclaw_opt.artifacts import Engine
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.hooks import Hooks
-from openclaw_opt.passes import Work
-from openclaw_opt.pipeline import run_steps
-from openclaw_opt.plan import Plan, Step, make_plan, why_redone
+from openclaw_opt.pipeline import run_steps, work_of
+from openclaw_opt.plan import Step, make_plan, why_redone
 from openclaw_opt.publish import RESOLVED, Manifest, read_manifest
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.store import Store
@@ -81,7 +80,7 @@ def rebuild(folder: Path, *, store: Store, hooks: Hooks) -> Rebuilt:
     ]
     with store.making() as work:
         hooks.started(last.part.word, last.index + 1, len(steps))
-        last.part.run(graph, _work(plan, work, store, hooks))
+        last.part.run(graph, work_of(plan, work, store, hooks.progress))
         made = Engine(work)
         files = tuple(_compared(folder, made, name) for name in engine.facts.files)
     return Rebuilt(files, tuple(because))
@@ -91,21 +90,6 @@ def _moved(step: Step, manifest: Manifest) -> bool:
     """Did anything that decides the step change since?"""
     known = manifest.ingredients_of(step)
     return known is None or dict(known) != step.ingredients
-
-
-def _work(plan: Plan, folder: Path, store: Store, hooks: Hooks) -> Work:
-    recipe = plan.recipe
-    return Work(
-        folder=folder,
-        checkpoint=plan.checkpoint,
-        target=recipe.target,
-        backend=recipe.backend,
-        calibration=recipe.calibration,
-        data_cache=store.root / "data",
-        seed=recipe.seed,
-        others=recipe.others,
-        progress=hooks.progress,
-    )
 
 
 def _compared(folder: Path, made: Engine, name: str) -> Compared:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openclaw_opt.errors import RecipeError
+from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.history import Entry, Level, add, entry_of, read_history
 from openclaw_opt.history.show import lines, markdown, sparkline, verdict
 from openclaw_opt.history.trend import OF_A_MACHINE, Trend, regressions, trends
@@ -180,6 +180,15 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, what: str) -> None:
     with pytest.raises(RecipeError, match=r"history\.jsonl:2") as caught:
         read_history(file)
     assert what in str(caught.value)
+
+
+def test_a_history_that_cannot_be_written_is_the_machines_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    write_report(report(), tmp_path)
+    with pytest.raises(MachineError, match="the history cannot be written: ") as caught:
+        invoke("history", str(tmp_path / "file" / "history.jsonl"), "--add", str(tmp_path))
+    assert caught.value.exit_code == 3
+    assert (tmp_path / "file").read_text() == "x"
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "none.jsonl", lambda p: p])

@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from make import table
+
 from openclaw_opt.formats import FORMATS
 from openclaw_opt.records import LayerRecord, Report
 from openclaw_opt.report import read_report
@@ -108,11 +110,6 @@ def _value(report: Report, name: str, pattern: str = "{:.4f}") -> str:
     if found.low is None or found.high is None:
         return text
     return f"{text} ({pattern.format(found.low)} – {pattern.format(found.high)})"
-
-
-def table(head: list[str], body: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(line) + " |" for line in body])
 
 
 HEAD = [

@@ -210,7 +210,7 @@ class _Build:
         said, short = trt_log.problems(lines), trt_log.shortages(lines)
         if last.get("event") == "failed" or short or (ended.code > 0 and said):
             return trt_errors.refused(said, self.log, short)
-        return trt_errors.crashed(ended.code, lines, self.log)
+        return trt_errors.crashed(ended.code, lines, self.log, ended.address_limit)
 
     def _read_log(self, done: dict[str, Any], seconds: float) -> _Made:
         """What the finished engine is. Raises VerificationError when a required precision is not there."""

@@ -98,12 +98,18 @@ def out_of_memory(shortages: Sequence[str], log: Path) -> MachineError:
     )
 
 
-def crashed(code: int, lines: Sequence[str], log: Path) -> OptError:
-    """The error for a builder process that ended with `code` (negative: a signal) and without a word."""
+def crashed(code: int, lines: Sequence[str], log: Path, address_limit: int | None = None) -> OptError:
+    """The error for a builder process that ended with `code` (negative: a signal) and without a word.
+
+    Args:
+        address_limit: bytes of address space it was allowed. The compiler dies of some allocations that fail under one.
+    """
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         what = f"the TensorRT builder process was killed by {name}"
-        likely = "out of memory is the usual reason; " if name == "SIGKILL" else ""
+        likely = "out of memory is the usual reason; " if name == "SIGKILL" or address_limit is not None else ""
+        if address_limit is not None:
+            likely = f"its address space is limited to {address_limit / 2**30:.2f} GiB (ulimit -v), and {likely}"
     else:
         what, likely = f"the TensorRT builder process ended with code {code} and no result", ""
     tail = "".join(f"\n    {line[:300]}" for line in lines[-LAST_LINES:])

@@ -30,10 +30,12 @@ class Ended:
     Attributes:
         event: `done`, or the first that was no progress; of several parse errors the first is the cause.
         code: its exit code, negative for a signal.
+        address_limit: bytes of address space it was allowed (`ulimit -v`); None without a limit.
     """
 
     event: dict[str, Any]
     code: int
+    address_limit: int | None = None
 
 
 def drive(request: Path, log: Path, limit_s: float | None, tell: Tell) -> Ended:
@@ -68,7 +70,21 @@ def _listen(child: subprocess.Popen[bytes], log: Path, limit_s: float | None, te
             tell(event["phase"], event["fraction"])
         elif not last:
             last = event
-    return Ended(last, child.wait())
+    limit = address_limit(child.pid)
+    return Ended(last, child.wait(), limit)
+
+
+def address_limit(pid: int) -> int | None:
+    """Bytes of address space that a process of ours may take, also once it has died and is not yet waited for."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import resource
+
+    try:
+        soft, _ = resource.prlimit(pid, resource.RLIMIT_AS)
+    except (ProcessLookupError, PermissionError):
+        return None
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _next(

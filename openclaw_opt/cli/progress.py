@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -14,20 +15,32 @@ if TYPE_CHECKING:
     from openclaw_opt.hooks import Hooks
     from openclaw_opt.records import PassRecord
 
+Shown = TypeVar("Shown")
 EVERY_S = 30.0
 """Without a terminal, a long pass says so this often: CI ends jobs that are silent."""
 
 
-@contextlib.contextmanager
-def make_hooks(*, quiet: bool) -> Iterator[Hooks]:
+def make_hooks(*, quiet: bool) -> AbstractContextManager[Hooks]:
     """The hooks that fit where standard error goes."""
+    return fitting(Silent, Live, Plain, quiet=quiet)
+
+
+@contextlib.contextmanager
+def fitting(
+    silent: Callable[[], Shown],
+    live: Callable[[], AbstractContextManager[Shown]],
+    plain: Callable[[], Shown],
+    *,
+    quiet: bool,
+) -> Iterator[Shown]:
+    """Nothing if asked, a live display on a terminal, lines elsewhere."""
     if quiet:
-        yield Silent()
+        yield silent()
     elif sys.stderr.isatty():
-        with Live() as live:
-            yield live
+        with live() as shown:
+            yield shown
     else:
-        yield Plain()
+        yield plain()
 
 
 def record_line(record: PassRecord) -> str:

@@ -6,13 +6,12 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import typer
 
-from openclaw_opt.cli.progress import EVERY_S
+from openclaw_opt.cli.progress import EVERY_S, fitting
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -24,16 +23,9 @@ if TYPE_CHECKING:
         """What the command line gives to a sweep."""
 
 
-@contextlib.contextmanager
-def make_watcher(*, quiet: bool) -> Iterator[Shown]:
+def make_watcher(*, quiet: bool) -> contextlib.AbstractContextManager[Shown]:
     """The watcher that fits where standard error goes."""
-    if quiet:
-        yield Silent()
-    elif sys.stderr.isatty():
-        with Live() as live:
-            yield live
-    else:
-        yield Plain()
+    return fitting(Silent, Live, Plain, quiet=quiet)
 
 
 def point_line(point: PointRecord) -> str:

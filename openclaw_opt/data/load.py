@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -186,13 +187,12 @@ def _cached(folder: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
         arrays = make()
     folder.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder, suffix=".new")
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.unlink, name)
         with os.fdopen(handle, "wb") as new:
             np.savez_compressed(new, **arrays)  # type: ignore[arg-type]
         os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
+        undo.pop_all()
     return arrays
 
 

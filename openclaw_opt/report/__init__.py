@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -108,19 +109,19 @@ def _parsed(file: Path) -> dict[str, Any]:
 
 def _written(folder: Path, name: str, text: str) -> Path:
     """A temporary file in the folder, flushed to disk, with the mode that a plainly written file would have."""
-    handle, part = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-    try:
+    handle, name_ = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    part = Path(name_)
+    with contextlib.ExitStack() as undo:
+        undo.callback(part.unlink)
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        Path(part).unlink()
-        raise
+        undo.pop_all()
     mask = os.umask(0)
     os.umask(mask)
-    Path(part).chmod(0o666 & ~mask)
-    return Path(part)
+    part.chmod(0o666 & ~mask)
+    return part
 
 
 def finite(value: Any) -> Any:

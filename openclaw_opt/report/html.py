@@ -32,7 +32,7 @@ from openclaw_opt.report.tables import Table
 from openclaw_opt.store import Store
 
 HERE = Path(__file__).parent
-LIMIT_BYTES = 1_400_000
+LIMIT_BYTES = 1_000_000
 OWN_SECTION = ("batching", "anatomy", "memory", "size")
 """First words of measurements with a section of their own."""
 SCALES = ((300, 40_000), (100, 4_000), (30, 1_000), (10, 300))
@@ -40,13 +40,6 @@ SCALES = ((300, 40_000), (100, 4_000), (30, 1_000), (10, 300))
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """What no HTML or SVG may hold; shown as the replacement character."""
 SIGNS = {"within budget": "✓", "budget missed": "✕", "undecided": "?", "no budgets": "–", "not finished": "…"}
-MARKS = {
-    "within budget": "good",
-    "budget missed": "bad",
-    "undecided": "open",
-    "no budgets": "quiet",
-    "not finished": "open",
-}
 
 
 def html(report: Report, store: Store | None = None) -> str:
@@ -87,7 +80,7 @@ def _page(report: Report, rows: int) -> dict[str, Any]:
     return {
         "report": report,
         "sign": SIGNS[report.verdict],
-        "mark": MARKS[report.verdict],
+        "mark": tables.VERDICT_MARKS[report.verdict],
         "line": views.verdict_line(report),
         "facts": _facts(report),
         "headlines": (*headline.headlines(report), *headline.cost(report)),

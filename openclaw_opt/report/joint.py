@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING
 from openclaw_opt.records import Report
 from openclaw_opt.report import finite, numbers, write_whole
 from openclaw_opt.report.joined import SIZE, Joint, JointGroup, JointRow, joined, points, row_labels
-from openclaw_opt.report.tables import NONE, Cell, Column, Table
+from openclaw_opt.report.tables import NONE, VERDICT_MARKS, Cell, Column, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from openclaw_opt.report.plot import Figure
-
-MARKS = {
-    "within budget": "good",
-    "budget missed": "bad",
-    "undecided": "open",
-    "no budgets": "quiet",
-    "not finished": "open",
-}
 
 
 def write_joint(reports: Sequence[tuple[str, Report]], folder: Path, title: str) -> tuple[str, ...]:
@@ -64,7 +56,7 @@ def _cells(name: str, row: JointRow) -> tuple[Cell, ...]:
     size = row.size_bytes
     return (
         Cell(name),
-        Cell(row.verdict, mark=MARKS[row.verdict]),
+        Cell(row.verdict, mark=VERDICT_MARKS[row.verdict]),
         _number(row, "accuracy"),
         _number(row, "latency"),
         Cell(numbers.size(size), float(size)) if size is not None else Cell(numbers.NOT_MEASURED, mark="quiet"),

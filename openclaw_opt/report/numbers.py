@@ -58,7 +58,7 @@ def seconds(value: float) -> str:
         return f"-{seconds(-value)}"
     if value < 0.9995:
         return f"{_three(value * 1000)} ms" if value else "0 s"
-    if value < 59.95:
+    if value < 99.95:  # in whole seconds a minute would lose up to 0.8 %
         return f"{_three(value)} s"
     whole = round(value)
     if whole < 3600:

@@ -58,6 +58,13 @@ class Table:
         return Table(self.columns, self.rows[:count], self.left_out + max(0, len(self.rows) - count))
 
 
+VERDICT_MARKS = {
+    "within budget": "good",
+    "budget missed": "bad",
+    "undecided": "open",
+    "no budgets": "quiet",
+    "not finished": "open",
+}
 RESULT_MARKS = {"met": "good", "missed": "bad", "undecided": "open"}
 
 
