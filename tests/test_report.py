@@ -547,6 +547,16 @@ def test_any_text_and_number_can_be_drawn(text: str, value: float) -> None:
     ElementTree.fromstring(plot.drawings([figure])["x"])
 
 
+def test_a_text_is_shortened_between_its_characters() -> None:
+    """Vega cuts a text that is too long between the two halves of a character beyond the basic plane."""
+    for start in range(20, 32):
+        text = "0" * start + "\U0001f600" * 12
+        spec = plot.bars([plot.Bar(text, text, 1.0)])
+        spec["encoding"]["x"]["axis"] = {"title": text}
+        drawn = plot.drawings([plot.Figure("x", text, spec, tables.pairs("a", {"b": "c"}), text)])["x"]
+        assert "\U0001f600" in drawn.partition("</title>")[0], "the title is the page's text and keeps them"
+
+
 def test_pictures_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "cache")
     first = html(missed(), store)

@@ -52,6 +52,8 @@ _VARIABLES = {placeholder: f"var(--{name})" for name, placeholder in COLOURS.ite
 _PLACEHOLDER = re.compile(r"#00000[0-9a-f]\b")
 UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 """What no SVG may hold; vl-convert ends the process on one, so they never reach it."""
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
+"""Two units of UTF-16: Vega shortens a long text between them, and cannot measure the half it is left with."""
 _LABEL = 34
 """Characters of a label at the side; the whole is in the table."""
 
@@ -136,7 +138,7 @@ def clean(text: str) -> str:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return clean(value)
+        return _ASTRAL.sub("\ufffd", clean(value))
     if isinstance(value, Mapping):
         return {key: _clean(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
