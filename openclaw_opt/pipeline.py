@@ -33,6 +33,7 @@ from openclaw_opt.records import BaselineRecord, PassRecord, Report, Verificatio
 from openclaw_opt.report import read_report
 from openclaw_opt.store import Store, digest, tree_size
 from openclaw_opt.turns import Turns
+from openclaw_opt.waterfall import Workplace, with_passes
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
 ALONE = Turns()
@@ -48,12 +49,14 @@ def build(
     baseline: Path | None = None,
     hooks: Hooks,
     turns: Turns = ALONE,
+    time_passes: bool = True,
 ) -> Report:
     """Do the recipe. The report's `exit_code` says whether it is within budget; every other failure is raised.
 
     Args:
         baseline: a report.json, or the folder of a build, of the same checkpoint: what budgets `against: baseline` compare with.
         turns: how this build shares the machine with others that run at the same time.
+        time_passes: time what each pass bought, where the recipe's `latency` asks for it.
     """
     began, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
     folder = output_folder(recipe, output)
@@ -66,6 +69,8 @@ def build(
         untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks, turns)
         measurements = measure(plan, steps, artifact, store, hooks, turns)
         records = with_latency(untimed, measurements)
+        if time_passes:
+            records = with_passes(records, plan, steps, artifact, Workplace(store, hooks, turns, run_steps))
         report = judge(
             plan,
             records,
