@@ -49,14 +49,12 @@ def build(
     baseline: Path | None = None,
     hooks: Hooks,
     turns: Turns = ALONE,
-    time_passes: bool = True,
 ) -> Report:
     """Do the recipe. The report's `exit_code` says whether it is within budget; every other failure is raised.
 
     Args:
         baseline: a report.json, or the folder of a build, of the same checkpoint: what budgets `against: baseline` compare with.
         turns: how this build shares the machine with others that run at the same time.
-        time_passes: time what each pass bought, where the recipe's `latency` asks for it.
     """
     began, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
     folder = output_folder(recipe, output)
@@ -69,7 +67,7 @@ def build(
         untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks, turns)
         measurements = measure(plan, steps, artifact, store, hooks, turns)
         records = with_latency(untimed, measurements)
-        if time_passes:
+        if not turns.shared:
             records = with_passes(records, plan, steps, artifact, Workplace(store, hooks, turns, run_steps))
         report = judge(
             plan,

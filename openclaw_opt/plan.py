@@ -219,9 +219,7 @@ def keyed_steps(plan: Plan, store: Store) -> tuple[Step, ...]:
     recipe = plan.recipe
     steps: list[Step] = []
     files, config = plan.checkpoint.files, digest(plan.checkpoint.config)
-    before: dict[str, Any] = {
-        "checkpoint": {"files": files, "config": config, "assets": plan.listing.assets_digest()}
-    }
+    before: dict[str, Any] = {"checkpoint": {"files": files, "config": config, "assets": plan.listing.assets_digest()}}
     for index, part in enumerate(recipe.passes):
         facts = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, plan.spec, index))}
         ingredients = json.loads(json.dumps(facts))  # as the manifest gives them back: lists, no tuples

@@ -27,6 +27,8 @@ from openclaw_opt.metrics.roofline import Roofline, read_work
 from openclaw_opt.metrics.subject import Opener, Subject
 from openclaw_opt.plan import Plan, Step, keyed_steps
 from openclaw_opt.records import PassRecord
+from openclaw_opt.report.views import A_MODEL
+from openclaw_opt.report.views import THE_ENGINE as ENGINE
 from openclaw_opt.store import Store, tree_size
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
     Run = Callable[[Plan, tuple[Step, ...], Store, None, Hooks, Turns], tuple[list[PassRecord], Artifact]]
 
-ENGINE = "the engine"
 BESIDE = 1.5
 """Engines side by side want about this many times their files in memory."""
 NAMES = {"decoder": ("latency.ttft.p50_ms", "latency.decode.p50_ms")}
@@ -89,11 +90,13 @@ def with_passes(
         found = {stage.step.index: {"latency": _without(latency, plan, why)} for stage in stages}
     told = {stage.step.index: stage for stage in stages}
     return tuple(
-        record.model_copy(update={"timed": told[record.index].timed, **found[record.index]})
-        if record.index in told
-        else record
+        record.model_copy(update=_update(told[record.index], found[record.index])) if record.index in told else record
         for record in records
     )
+
+
+def _update(stage: Stage, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"timed": stage.timed, "speedup_over": stage.over if found.get("speedups") else "", **found}
 
 
 def stages_of(plan: Plan, steps: Sequence[Step], backend: str, store: Store) -> tuple[Stage, ...]:
@@ -125,7 +128,7 @@ def _of_model(plan: Plan, steps: Sequence[Step], step: Step, over: str, backend:
     variant = replace(plan, recipe=recipe)
     variant = replace(variant, steps=keyed_steps(variant, store))
     through = ", ".join(f"`{part.word}`" for part in tail)
-    return Stage(step, variant.steps[-1].key, f"the model as `{step.part.word}` gave it, by {through}", over, variant)
+    return Stage(step, variant.steps[-1].key, f"{A_MODEL} as `{step.part.word}` gave it, by {through}", over, variant)
 
 
 def _changes_a_model(part: Pass) -> bool:
@@ -149,7 +152,10 @@ def _timed(
         if stored is None:
             rows, whole = _race(latency, stages, plan, engine, place)
             if whole:
-                kept = {str(i): {name: [m.model_dump(mode="json") for m in ms] for name, ms in row.items()} for i, row in rows.items()}
+                kept = {
+                    str(i): {name: [m.model_dump(mode="json") for m in ms] for name, ms in row.items()}
+                    for i, row in rows.items()
+                }
                 with place.store.making() as folder:
                     place.store.keep(folder, key, {"kind": "passes", "rows": kept})
         else:
@@ -215,7 +221,9 @@ def _engines(
         if stage.key in found or stage.key in failed:
             continue
         if stage.portable and engine.facts.backend != "onnxruntime":
-            failed[stage.key] = f"{engine.facts.tool} does not run the graph itself: its engine is made of what `fuse` gives"
+            failed[stage.key] = (
+                f"{engine.facts.tool} does not run the graph itself: its engine is made of what `fuse` gives"
+            )
         elif stage.portable:
             found[stage.key] = Graph(place.store.folder(stage.step.key))
         elif stage.variant is None:
@@ -320,4 +328,6 @@ def _ratios(before: Sequence[Measurement], after: Sequence[Measurement]) -> Iter
         base = slow.get(row.name)
         if base and row.value:
             note = "a ratio of bounds, no measurement"
-            yield Measurement(name=names[row.name], value=base / row.value, unit="×", better="higher", subject="bound", note=note)
+            yield Measurement(
+                name=names[row.name], value=base / row.value, unit="×", better="higher", subject="bound", note=note
+            )

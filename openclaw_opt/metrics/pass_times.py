@@ -17,7 +17,7 @@ from openclaw_opt.metrics.latency import FEWEST_ROUNDS, OVERTIME, Latency, Round
 if TYPE_CHECKING:
     from openclaw_opt.metrics.subject import Opener
 
-ROUNDS = 15
+ROUNDS = 30
 """Enough for a narrow interval of a ratio of medians."""
 SHARE = 0.5
 """Of the metric's time box."""
@@ -85,5 +85,7 @@ def speedups(before: Times, after: Times, over: str) -> tuple[Measurement, ...]:
         if ratio is not None:
             ends = {"value": ratio.value, "low": ratio.low, "high": ratio.high, "samples": ratio.samples}
             note = f"time with what `{over}` gave / time with what this pass gave, in turns"
-            found.append(Measurement.model_validate({"name": name, "unit": "×", "better": "higher", "note": note} | ends))
+            found.append(
+                Measurement.model_validate({"name": name, "unit": "×", "better": "higher", "note": note} | ends)
+            )
     return tuple(found)

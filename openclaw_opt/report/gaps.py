@@ -28,9 +28,15 @@ def gaps(report: Report) -> tuple[Gap, ...]:
     ]
     found += [gap for record in report.passes for gap in _pass_gaps(record, report.measurements)]
     if report.passes and not any(record.latency for record in report.passes[:-1]):
-        found.append(Gap("latency after each pass", "only the engine is timed"))
+        found.append(Gap("latency and cost after each pass", _untimed(report)))
     found += [Gap(one.label, one.detail) for one in (*headlines(report), *cost(report)) if not one.measured]
     return _merged(found)
+
+
+def _untimed(report: Report) -> str:
+    if any(one.name.startswith("latency.") for one in report.measurements):
+        return "only the engine was timed"
+    return "no latency metric ran on this build"
 
 
 def _pass_gaps(record: PassRecord, final: Sequence[Measurement]) -> Iterator[Gap]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import (
+    bought,
     budget_figure,
     curves,
     figures,
@@ -128,7 +129,8 @@ def _tables(report: Report, rows: int) -> dict[str, Table]:
     shown = [*bounds, *latencies, *(one for found in words.values() for one in found)]
     return {
         "budgets": tables.budgets(report),
-        "waterfall": tables.waterfall(report),
+        "bought": bought.bought(report),
+        "waterfall": _went(report),
         "latency": tables.measurements(latencies).first(rows),
         "batches": tables.measurements(words["batching"]).first(rows),
         "parts": tables.measurements(words["anatomy"]).first(rows),
@@ -142,6 +144,13 @@ def _tables(report: Report, rows: int) -> dict[str, Table]:
         "costs": tables.costs(report).first(rows),
         "gaps": tables.gaps(report).first(rows),
     }
+
+
+def _went(report: Report) -> Table:
+    """How each pass went; accuracy, size and latency stand in the table of what it bought, where there is one."""
+    table, there = tables.waterfall(report), {column.title for column in bought.bought(report).columns}
+    dropped = {*there, *(("Latency",) if there else ())}
+    return table.only(*(column.title for column in table.columns if column.title not in dropped))
 
 
 def _figures(report: Report) -> dict[str, Sequence[Figure]]:

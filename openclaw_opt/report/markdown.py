@@ -6,6 +6,7 @@ import re
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import headline, numbers, tables, views
+from openclaw_opt.report.bought import bought
 from openclaw_opt.report.tables import Cell, Column, Table
 
 LIMIT_BYTES = 1_000_000
@@ -28,6 +29,7 @@ def markdown(report: Report) -> str:
         _head(report),
         section("Budgets", tables.budgets(report)),
         section("Headline", _headline(report)),
+        section("What each pass bought", bought(report)),
         section("Pass by pass", _passes(report)),
         section("Precision not realised", tables.receipt(report).marked("bad")),
         section("Not measured", tables.gaps(report)),
@@ -72,7 +74,8 @@ def _headline(report: Report) -> Table:
 def _passes(report: Report) -> Table:
     """The waterfall without the sentence of what changed: that is in report.html."""
     table = tables.waterfall(report)
-    return table.only(*(column.title for column in table.columns if column.title != "What it changed"))
+    left_out = {"What it changed", "Latency"} if bought(report).rows else {"What it changed"}
+    return table.only(*(column.title for column in table.columns if column.title not in left_out))
 
 
 def _notes(report: Report) -> str:

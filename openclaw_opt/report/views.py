@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,10 @@ COSTS = (
 """First words of measurements that are not about accuracy."""
 BOUND = "bound"
 REFERENCE = "reference"
+THE_ENGINE = "the engine"
+"""`timed` of a pass that leads to the engine of the build."""
+A_MODEL = "the model"
+"""What `timed` begins with where a model was turned into an engine; a graph without `fuse` is nothing that is shipped."""
 _PERFECT = {"recovery": 1.0, "agreement": 1.0, "cosine": 1.0, "kl": 0.0, "divergence": 0.0}
 """What the reference has against itself, by a word of the metric's name."""
 
@@ -219,7 +223,7 @@ def points(report: Report) -> tuple[Point, ...]:
     found = [
         *_reference_points(report, latency, score),
         *_baseline_points(report, latency, accuracy),
-        *_pass_points(report.passes[:-1], latency, accuracy),
+        *_pass_points(report, latency, accuracy),
     ]
     return (*found, Point("this build", "engine", own, score)) if found else ()
 
@@ -250,12 +254,24 @@ def front(points: Sequence[Point]) -> tuple[int, ...]:
     return tuple(pareto.front(rows, better))
 
 
-def _pass_points(records: Iterable[PassRecord], latency: str, accuracy: str) -> Iterator[Point]:
-    for record in records:
+def _pass_points(report: Report, latency: str, accuracy: str) -> Iterator[Point]:
+    """What passes gave on the way; after an exact one the accuracy is the one before. The engine itself is a point already."""
+    for step in steps(report)[:-1]:
+        record = step.record
         time = next((one for one in record.latency if one.name == latency and one.value is not None), None)
-        score = next((one for one in record.accuracy if one.name == accuracy and one.value is not None), None)
-        if time and score:
+        score = step.measurement or _kept_score(report, accuracy, step.after)
+        shown = not record.timed or record.timed.startswith(A_MODEL)
+        if time and score and score.value is not None and shown and time.subject != BOUND:
             yield Point(f"after {record.word}", "pass", time, score)
+
+
+def _kept_score(report: Report, accuracy: str, value: float | None) -> Measurement | None:
+    own = engine_measurement(report, accuracy)
+    if own is None or value is None:
+        return None
+    return own.model_copy(
+        update={"value": value, "low": None, "high": None, "not_measured": "", "items": (), "weights": ()}
+    )
 
 
 def pass_label(record: PassRecord) -> str:
