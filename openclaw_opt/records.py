@@ -61,6 +61,39 @@ class BaselineRecord(Facts):
     """Its metrics with their options: under what its numbers were taken."""
 
 
+class EarlierBuild(Facts):
+    """A build of a history, with the numbers of it that may be compared with this build's."""
+
+    name: str
+    """The recipe's name."""
+    label: str = ""
+    started: str
+    """UTC, ISO 8601."""
+    verdict: str
+    target: str
+    machine: str
+    measurements: tuple[Measurement, ...] = ()
+
+
+class LeftOut(Facts):
+    """How many builds of a history are not compared, and why."""
+
+    why: str
+    builds: int
+
+
+class HistoryRecord(Facts):
+    """What `--history` named, as far as it can be compared."""
+
+    path: str
+    builds: tuple[EarlierBuild, ...] = ()
+    """Oldest first."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Builds that are not shown."""
+    untimed: tuple[LeftOut, ...] = ()
+    """Builds that are shown without numbers that depend on the target or the machine."""
+
+
 class CostRecord(Facts):
     """What a million tokens (or samples) cost on one target, and the price used."""
 
@@ -206,6 +239,8 @@ class Report(Facts):
     """What `openclaw-opt measure` found later, oldest first; budgets look at `measurements` alone."""
     baseline: BaselineRecord | None = None
     """What `--baseline` named."""
+    history: HistoryRecord | None = None
+    """What `--history` named."""
     costs: tuple[CostRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     receipt: tuple[ReceiptRow, ...] = ()

@@ -170,7 +170,7 @@ def test_a_folder_of_builds_is_a_history(tmp_path: Path) -> None:
     [
         ('{"name": "x', "the line is truncated or not JSON"),
         ("[]", "the line is no build"),
-        ('{"schema_version": 99}', "kept with schema version 99, and this openclaw-opt reads up to 1"),
+        ('{"schema_version": 99}', "kept with schema version 99, and this openclaw-opt reads up to 2"),
         ('{"name": "x", "speed": 1}', "the line is no build: `started`: Field required"),
     ],
 )

@@ -19,6 +19,7 @@ from openclaw_opt.report import (
     bought,
     budget_figure,
     curves,
+    earlier,
     figures,
     headline,
     layer_figures,
@@ -84,6 +85,7 @@ def _page(report: Report, rows: int) -> dict[str, Any]:
         "mark": tables.VERDICT_MARKS[report.verdict],
         "line": views.verdict_line(report),
         "facts": _facts(report),
+        "said": tuple(earlier.sentences(report)),
         "headlines": (*headline.headlines(report), *headline.cost(report)),
         "notes": report.notes[:rows],
         **_tables(report, rows),
@@ -130,6 +132,7 @@ def _tables(report: Report, rows: int) -> dict[str, Table]:
     return {
         "budgets": tables.budgets(report),
         "bought": bought.bought(report),
+        "earlier": earlier.earlier_table(report),
         "waterfall": _went(report),
         "latency": tables.measurements(latencies).first(rows),
         "batches": tables.measurements(words["batching"]).first(rows),
@@ -157,7 +160,7 @@ def _figures(report: Report) -> dict[str, Sequence[Figure]]:
     """Every picture; a list for each section."""
     return {
         "bullets": _there(budget_figure.budget_bullets(report)),
-        "tradeoff": _there(scatter.tradeoff(report)),
+        "tradeoff": _there(scatter.tradeoff(report), earlier.trend(report)),
         "steps": figures.waterfall(report),
         "worst": (*layer_figures.layers(report), *layer_figures.sensitivity(report)),
         "curves": _there(serving.anatomy(report), curves.latency_curves(report)),

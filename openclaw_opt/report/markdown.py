@@ -7,11 +7,14 @@ import re
 from openclaw_opt.records import Report
 from openclaw_opt.report import headline, numbers, tables, views
 from openclaw_opt.report.bought import bought
+from openclaw_opt.report.earlier import earlier_table, sentences
 from openclaw_opt.report.tables import Cell, Column, Table
 
 LIMIT_BYTES = 1_000_000
 """Of UTF-8; GitHub refuses a step's job summary above 1 MiB."""
 ROWS = 200
+EARLIER = 11
+"""This build and the ten newest before it."""
 RECIPE = 20_000
 """Characters of the recipe that are shown."""
 CELL = 300
@@ -30,6 +33,8 @@ def markdown(report: Report) -> str:
         section("Budgets", tables.budgets(report)),
         section("Headline", _headline(report)),
         section("What each pass bought", bought(report)),
+        section("Earlier builds", earlier_table(report).first(EARLIER)),
+        "\n".join(f"- {escape(one, 1000)}" for one in sentences(report)),
         section("Pass by pass", _passes(report)),
         section("Precision not realised", tables.receipt(report).marked("bad")),
         section("Not measured", tables.gaps(report)),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from openclaw_opt.records import BudgetRecord, Report
 from openclaw_opt.report import headline, numbers
 from openclaw_opt.report.bought import pass_lines
+from openclaw_opt.report.earlier import sentences
 from openclaw_opt.report.gaps import gaps
 from openclaw_opt.report.terminal import summary_line
 
@@ -51,5 +52,6 @@ def _precision(report: Report) -> Iterator[str]:
 def _said(report: Report) -> Iterator[str]:
     for gap in gaps(report):
         yield f"gap {gap.what}: {gap.why}"
+    yield from (f"note {one}" for one in sentences(report))
     for note in report.notes:
         yield f"note {note}"

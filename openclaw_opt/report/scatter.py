@@ -16,6 +16,7 @@ STYLES = {
     "engine": ("good", "circle"),
     "pass": ("third", "diamond"),
     "baseline": ("open", "triangle-up"),
+    "earlier": ("fourth", "circle"),
     "other": ("fourth", "cross"),
     "missed": ("bad", "cross"),
     "reference": ("reference", "square"),
@@ -32,6 +33,8 @@ def tradeoff(report: Report) -> Figure | None:
     caption = (
         f"Accuracy measured on: {points[-1].accuracy.subject}. Latency measured on: {points[-1].latency.subject}. "
     )
+    if any(one.kind == "earlier" for one in points):
+        caption += "Small numbers: earlier builds, see their table. "
     return scatter("tradeoff", points, bound, caption)
 
 
@@ -152,8 +155,10 @@ def _point_values(
     points: Sequence[views.Point], domain: Sequence[float], heights: Sequence[float], log: bool
 ) -> list[Spec]:
     values = []
-    tops = _spread([views.number(one.accuracy) for one in points], (heights[1] - heights[0]) * 15 / plot.HEIGHT)
-    for one, label_y in zip(points, tops, strict=True):
+    named = [i for i, one in enumerate(points) if one.short != views.UNNAMED]
+    apart = (heights[1] - heights[0]) * 15 / plot.HEIGHT
+    tops = dict(zip(named, _spread([views.number(points[i].accuracy) for i in named], apart), strict=True))
+    for i, one in enumerate(points):
         across = views.number(one.latency)
         low, high, at = (math.log(v) if log else v for v in (domain[0], domain[1], across))
         values.append(
@@ -162,7 +167,7 @@ def _point_values(
                 "y": views.number(one.accuracy),
                 "kind": one.kind,
                 "label": one.short or plot.labels([one.label])[0],
-                "label_y": label_y,
+                "label_y": tops.get(i, views.number(one.accuracy)),
                 "side": "right" if (at - low) / (high - low) > 0.6 else "left",
                 "x_low": one.latency.low,
                 "x_high": one.latency.high,

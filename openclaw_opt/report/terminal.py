@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from openclaw_opt.records import Report
 from openclaw_opt.report import headline, numbers, report_json, tables, views
 from openclaw_opt.report.bought import bought
+from openclaw_opt.report.earlier import sentences
 from openclaw_opt.report.gaps import gaps as gaps_of
 from openclaw_opt.report.tables import Cell, Column, Table
 
@@ -34,6 +35,7 @@ def print_report(report: Report, console: Console) -> None:
         print_table(console, title, table)
     gaps = [f"{gap.what}: {gap.why}" for gap in gaps_of(report)]
     print_lines(console, "Not measured", gaps[:MOST_GAPS] + _more(len(gaps) - MOST_GAPS))
+    print_lines(console, "Earlier builds", list(sentences(report)))
     print_lines(console, "Notes", list(report.notes[:MOST_GAPS]) + _more(len(report.notes) - MOST_GAPS))
 
 

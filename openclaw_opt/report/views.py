@@ -14,13 +14,15 @@ from typing import Literal
 
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.numerics import pareto
-from openclaw_opt.records import BudgetRecord, PassRecord, Report
+from openclaw_opt.records import BudgetRecord, EarlierBuild, PassRecord, Report
 from openclaw_opt.report import numbers
 
 COSTS = (
     "latency", "throughput", "speedup", "memory", "size", "cost", "energy", "roofline", "ttft", "load", "batching", "anatomy",
 )  # fmt: skip
 """First words of measurements that are not about accuracy."""
+NAMED, UNNAMED = 5, "\u00a0"
+"""So many earlier builds have their number in a picture; the others' points stand without."""
 BOUND = "bound"
 REFERENCE = "reference"
 THE_ENGINE = "the engine"
@@ -48,7 +50,7 @@ class Point:
 
     label: str
     kind: str
-    """`reference`, `baseline`, `pass`, `engine`, or in a joint report `other` and `missed`."""
+    """`reference`, `baseline`, `earlier`, `pass`, `engine`, or in a joint report `other` and `missed`."""
     latency: Measurement
     accuracy: Measurement
     short: str = ""
@@ -206,6 +208,7 @@ def latency_name(report: Report) -> str:
         one.name for one in latencies(report) if one.unit == "ms" and one.value is not None and one.subject != REFERENCE
     ]
     others = {one.name for one in latencies(report) if one.subject == REFERENCE and one.value is not None}
+    others |= {one.name for build in (report.history.builds if report.history else ()) for one in build.measurements}
     others |= {one.name for one in (report.baseline.measurements if report.baseline else ()) if one.value is not None}
     names = [name for name in dict.fromkeys(engine) if name in others]
     budgeted = {budget.metric for budget in report.budgets}
@@ -222,6 +225,7 @@ def points(report: Report) -> tuple[Point, ...]:
         return ()
     found = [
         *_reference_points(report, latency, score),
+        *_earlier_points(report, latency, accuracy),
         *_baseline_points(report, latency, accuracy),
         *_pass_points(report, latency, accuracy),
     ]
@@ -244,6 +248,21 @@ def _baseline_points(report: Report, latency: str, accuracy: str) -> Iterator[Po
     score = next((one for one in rows if one.name == accuracy), None)
     if time and score and report.baseline:
         yield Point(f"baseline {report.baseline.name}", "baseline", time, score)
+
+
+def _earlier_points(report: Report, latency: str, accuracy: str) -> Iterator[Point]:
+    """Builds of the history with both numbers; in a picture of many only the newest are named."""
+    builds = report.history.builds if report.history else ()
+    for i, build in enumerate(builds, 1):
+        time, score = of_build(build, latency), of_build(build, accuracy)
+        if time and score and known(time) and known(score):
+            name = build.label or build.name
+            yield Point(f"{i} {name}", "earlier", time, score, str(i) if i > len(builds) - NAMED else UNNAMED)
+
+
+def of_build(build: EarlierBuild, name: str) -> Measurement | None:
+    """The number of an earlier build, where it may be compared."""
+    return next((one for one in build.measurements if one.name == name), None)
 
 
 def front(points: Sequence[Point]) -> tuple[int, ...]:
