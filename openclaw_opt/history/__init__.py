@@ -115,7 +115,11 @@ def read_history(path: Path) -> tuple[Entry, ...]:
     elif path.exists():
         found = list(_lines(path))
     else:
-        raise RecipeError("there is no history here", where=str(path), fix=f"openclaw-opt history {path} --add build/RECIPE starts one")
+        raise RecipeError(
+            "there is no history here",
+            where=str(path),
+            fix=f"openclaw-opt history {path} --add build/RECIPE starts one",
+        )
     return tuple(sorted(_unique(found), key=lambda entry: entry.started))
 
 

@@ -1,6 +1,6 @@
 """What each pass bought in time and money: the table and the picture. All rows were timed in turns, or all are bounds.
 
-`×` is the time of the row named in `× over` by the time of this one: above 1 the pass made the engine faster.
+`×` is the time with what the pass before it of its kind gave / the time with what it gave: above 1 it made the engine faster.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def bought(report: Report) -> Table:
     columns = [Column("After"), Column(accuracy, numeric=True), Column("Size", numeric=True)]
     for title, _, _ in shown:
         columns += [Column(title, numeric=True), Column(f"{title} ×", numeric=True)]
-    columns += [Column(_money(report), numeric=True), Column("× over")]
+    columns.append(Column(_money(report), numeric=True))
     rows = []
     for record, row in zip(report.passes, before.rows, strict=True):
         if record.timed:
             cells = [row[0], row[where.index(accuracy)], row[where.index("Size")]]
             for _, names, ratio in shown:
                 cells += [_time(_row(record, names)), _faster(record, ratio)]
-            rows.append((*cells, _cost(record), Cell(record.speedup_over or NONE)))
+            rows.append((*cells, _cost(record)))
     return Table(tuple(columns), tuple(rows))
 
 
@@ -153,12 +153,7 @@ def _bar(record: PassRecord, one: Measurement | None, ratio: str) -> Bar:
         return Bar(views.pass_label(record), numbers.NOT_MEASURED, None)
     faster = next((row for row in record.speedups if row.name == ratio and row.value is not None), None)
     told = f"{'bound ' if one.subject == views.BOUND else ''}{numbers.short(one)}"
-    told += f", {numbers.short(faster)} faster" if faster is not None and (faster.value or 0) >= 1 else ""
-    told += (
-        f", {numbers.times(1 / faster.value)} slower"
-        if faster is not None and faster.value and faster.value < 1
-        else ""
-    )
+    told += _compared(faster) if faster is not None else ""
     return Bar(views.pass_label(record), told, one.value, _colour(record), one.low, one.high)
 
 

@@ -66,7 +66,7 @@ def trend(report: Report) -> Figure | None:
     if not panels:
         return None
     caption = (
-        "Left to right: the builds of the table by their numbers, this build last. Bars are 95 % intervals. "
+        "Left to right: earlier builds of this recipe by their numbers in the table, this build last. Bars are 95 % intervals. "
         f"`openclaw-opt history {history.path}` says where a level changed."
     )
     return Figure("trend", "Trend over earlier builds", {"vconcat": panels}, earlier_table(report), caption)
@@ -74,7 +74,7 @@ def trend(report: Report) -> Figure | None:
 
 def _panel(report: Report, history: HistoryRecord, name: str) -> Spec | None:
     own = views.engine_measurement(report, name)
-    rows = [(i, views.of_build(one, name)) for i, one in enumerate(history.builds, 1)]
+    rows = [(i, views.of_build(one, name)) for i, one in enumerate(history.builds, 1) if one.name == report.name]
     rows.append((len(history.builds) + 1, own))
     values = [
         _value(i, one, "engine" if one is own else "earlier") for i, one in rows if one is not None and views.known(one)
@@ -130,4 +130,4 @@ def sentences(report: Report) -> Iterator[str]:
 
 
 def _told(found: Sequence[LeftOut]) -> str:
-    return "; ".join(f"{one.builds} {numbers.reason(one.why)}" for one in found)
+    return "; ".join(f"{one.builds} build{'' if one.builds == 1 else 's'} ({numbers.reason(one.why)})" for one in found)

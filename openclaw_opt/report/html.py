@@ -72,6 +72,7 @@ def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1],
         "cut": lambda text: cut(text, longest),
         "prose": lambda text: prose(cut(text, longest)),
         "tied": tied,
+        "breakable": breakable,
         "rows": rows,
     }
     return _CONTROL.sub("\ufffd", environment.get_template(template).render({**shared, **facts}))
@@ -106,6 +107,13 @@ def prose(text: str) -> str:
 def tied(text: str) -> str:
     """Spaces inside numbers do not break; an interval in parentheses may go on a line of its own."""
     return text.replace(" ", "\u00a0").replace("\u00a0(", " (")
+
+
+def breakable(text: str) -> str:
+    """Escaped; a dotted name may go on on the next line after a dot."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=\.)(?=\w)", text))
 
 
 def _digest(content: str) -> str:

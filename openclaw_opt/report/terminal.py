@@ -67,10 +67,10 @@ def _bought(report: Report) -> Table:
     table = bought(report)
     titles = [column.title for column in table.columns]
     rows = tuple(
-        (row[0], *(replace(cell, text=cell.text.split(" (")[0].replace(" of this machine", "")) for cell in row[3:-1]))
+        (row[0], *(replace(cell, text=cell.text.split(" (")[0].replace(" of this machine", "")) for cell in row[3:]))
         for row in table.rows
     )
-    return Table((Column("After"), *(Column(title, numeric=True) for title in titles[3:-1])), rows)
+    return Table((Column("After"), *(Column(title, numeric=True) for title in titles[3:])), rows)
 
 
 def _passes(report: Report) -> Table:

@@ -21,7 +21,7 @@ COSTS = (
     "latency", "throughput", "speedup", "memory", "size", "cost", "energy", "roofline", "ttft", "load", "batching", "anatomy",
 )  # fmt: skip
 """First words of measurements that are not about accuracy."""
-NAMED, UNNAMED = 5, "\u00a0"
+NAMED, UNNAMED = 3, "\u00a0"
 """So many earlier builds have their number in a picture; the others' points stand without."""
 BOUND = "bound"
 REFERENCE = "reference"
