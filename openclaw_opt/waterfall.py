@@ -51,7 +51,8 @@ class Stage:
     Attributes:
         key: of the engine; stages with one key share it.
         timed: what is timed, for people.
-        over: the pass whose engine it is compared with; empty if there is none like it.
+        base: index of the pass whose engine it is compared with; None if there is none like it.
+        over: what that pass is called.
         variant: the plan that makes the engine; None where the build has it.
         portable: the engine is the graph of this step as it is.
     """
@@ -59,6 +60,7 @@ class Stage:
     step: Step
     key: str
     timed: str
+    base: int | None = None
     over: str = ""
     variant: Plan | None = None
     portable: bool = False
@@ -103,32 +105,39 @@ def stages_of(plan: Plan, steps: Sequence[Step], backend: str, store: Store) -> 
     """A stage for every pass. Nothing is run: a variant's keys say whether its engine is in the store."""
     last_graph = max(step.index for step in steps if step.part.gives() is Graph)
     found: list[Stage] = []
-    before = {"Model": "", "Graph": ""}
+    before: dict[type[Artifact], Step] = {}
     for step in steps:
-        kind, word = step.part.gives().__name__, step.part.word
-        over = before.get(kind, "")
-        if kind == "Model":
-            before["Model"] = word
-            found.append(_of_model(plan, steps, step, over, backend, store))
-        elif kind == "Graph" and step.index < last_graph:
-            before["Graph"] = word
+        kind, word = step.part.gives(), step.part.word
+        base = before.get(kind)
+        if kind is Model:
+            made = _of_model(plan, steps, step, backend, store)
+        elif kind is Graph and step.index < last_graph:
             left_out = ", ".join(f"`{one.part.word}`" for one in steps[step.index + 1 : last_graph + 1])
-            found.append(Stage(step, step.key, f"the graph as `{word}` gave it, without {left_out}", portable=True))
+            made = Stage(step, step.key, f"the graph as `{word}` gave it, without {left_out}", portable=True)
         else:
-            found.append(Stage(step, steps[-1].key, ENGINE, over))
+            made = Stage(step, steps[-1].key, ENGINE)
+        found.append(made if base is None else replace(made, base=base.index, over=_name(base, steps)))
+        before[kind] = step
     return tuple(found)
 
 
-def _of_model(plan: Plan, steps: Sequence[Step], step: Step, over: str, backend: str, store: Store) -> Stage:
+def _name(step: Step, steps: Sequence[Step]) -> str:
+    """Its word; with its place where another pass has the same."""
+    word = step.part.word
+    return word if sum(one.part.word == word for one in steps) == 1 else f"{step.index + 1} {word}"
+
+
+def _of_model(plan: Plan, steps: Sequence[Step], step: Step, backend: str, store: Store) -> Stage:
     tail = [one.part for one in steps[step.index + 1 :] if not _changes_a_model(one.part)]
     if len(tail) == len(steps) - step.index - 1:
-        return Stage(step, steps[-1].key, ENGINE, over)
+        return Stage(step, steps[-1].key, ENGINE)
     kept = (*(one.part for one in steps[: step.index + 1]), *tail)
     recipe = replace(plan.recipe, passes=kept, metrics=(), budgets=(), evaluation=None, backend=backend)
     variant = replace(plan, recipe=recipe)
     variant = replace(variant, steps=keyed_steps(variant, store))
     through = ", ".join(f"`{part.word}`" for part in tail)
-    return Stage(step, variant.steps[-1].key, f"{A_MODEL} as `{step.part.word}` gave it, by {through}", over, variant)
+    timed = f"{A_MODEL} as `{step.part.word}` gave it, by {through}"
+    return Stage(step, variant.steps[-1].key, timed, variant=variant)
 
 
 def _changes_a_model(part: Pass) -> bool:
@@ -187,10 +196,10 @@ def _race(
     if why:
         return {stage.step.index: {"latency": _without(latency, plan, why)} for stage in stages}, False
     by_key = dict(zip(engines, times, strict=True))
-    keys = {stage.step.part.word: stage.key for stage in stages}
+    keys = {stage.step.index: stage.key for stage in stages}
     rows: dict[int, dict[str, tuple[Measurement, ...]]] = {}
     for stage in stages:
-        own, base = by_key.get(stage.key), by_key.get(keys.get(stage.over, ""))
+        own, base = by_key.get(stage.key), by_key.get(keys[stage.base]) if stage.base is not None else None
         if own is None:
             rows[stage.step.index] = {"latency": _without(latency, plan, failed[stage.key])}
             continue
@@ -202,7 +211,7 @@ def _race(
 
 
 def _announce(latency: Latency, stages: Sequence[Stage], place: Workplace) -> None:
-    words = [f"`{stage.step.part.word}`" for stage in stages if stage.over]
+    words = dict.fromkeys(f"`{stage.step.part.word}`" for stage in stages if stage.base is not None)
     count = len({stage.key for stage in stages})
     box = box_s(latency)
     place.hooks.note(
@@ -237,7 +246,7 @@ def _engines(
 
 
 def _made(stage: Stage, variant: Plan, place: Workplace) -> Engine:
-    hooks = Quiet(place.hooks, f"making the engine that shows what came before `{stage.step.part.word}`'s successor")
+    hooks = Quiet(place.hooks, f"making an engine of what `{stage.step.part.word}` gave")
     _, made = place.run(variant, variant.steps, place.store, None, hooks, place.turns)
     assert isinstance(made, Engine)
     return made
@@ -282,7 +291,7 @@ def _bounds(
 ) -> dict[int, dict[str, Any]]:
     """What the target's figures allow for the graph of each stage; a ratio of bounds where there are two."""
     options, found = roofline_of(plan.recipe), dict[int, dict[str, Any]]()
-    by_word: dict[str, tuple[Measurement, ...]] = {}
+    by_index: dict[int, tuple[Measurement, ...]] = {}
     why = cannot_run(engine.facts)
     for stage in stages:
         try:
@@ -292,12 +301,13 @@ def _bounds(
             found[stage.step.index] = {"latency": rows}
             continue
         rows = _bound_rows(options, plan, graph, why)
-        by_word[stage.step.part.word] = rows
+        if stage.step.part.gives() is Model:  # no bound tells a fused graph from another
+            by_index[stage.step.index] = rows
         cost = bounded(read_work(graph.folder), graph.facts, options, plan.recipe.target)
         priced = priced_by_recipe(plan.recipe)
         found[stage.step.index] = {
             "latency": rows,
-            "speedups": tuple(_ratios(by_word.get(stage.over, ()), rows)),
+            "speedups": tuple(_ratios(by_index.get(-1 if stage.base is None else stage.base, ()), rows)),
             "cost": pass_cost(plan.recipe.target, plan.spec.task, (), cost, priced_by_recipe=priced),
         }
     return found
