@@ -131,9 +131,9 @@ def history(count: int, **more: Any) -> HistoryRecord:
 
 
 def test_earlier_builds_are_points_and_only_the_newest_are_named() -> None:
-    found = [one for one in points(report(history=history(6))) if one.kind == "earlier"]
-    assert [one.label for one in found] == [f"{i + 1} c{i}" for i in range(6)]
-    assert [one.short for one in found] == [UNNAMED] * 3 + ["4", "5", "6"]
+    found = [one for one in points(report(history=history(12))) if one.kind == "earlier"]
+    assert [one.label for one in found] == [f"{i + 1} c{i}" for i in range(12)]
+    assert [one.short for one in found] == [UNNAMED] * 3 + [str(i) for i in range(4, 13)]
     figure = tradeoff(report(history=history(6)))
     assert figure is not None
     assert sum(row[0].text.endswith(("c0", "c1", "c2", "c3", "c4", "c5")) for row in figure.table.rows) == 6

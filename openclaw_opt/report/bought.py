@@ -138,7 +138,7 @@ def caption(report: Report) -> str:
     machine = f" on {report.machine.title}" if report.finished else ""
     return (
         f"An engine was made from what each pass gave and all were timed in turns{machine}; the line is the 95 % interval. "
-        "Blue: the engine of this build. Grey: a model before later passes, or a graph without `fuse`."
+        "Blue: the engine of this build. Grey: a model before later passes, or a graph without `fuse`. Unclear: the interval of the ratio holds 1."
     )
 
 
@@ -161,7 +161,7 @@ def _compared(one: Measurement) -> str:
     """What the interval shows: faster, slower, or neither."""
     value = views.number(one)
     if one.low is not None and one.high is not None and one.low <= 1 <= one.high:
-        return ", no change shown"
+        return ", unclear"
     return f", {numbers.times(value)} faster" if value >= 1 else f", {numbers.times(1 / value)} slower"
 
 

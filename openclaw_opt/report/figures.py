@@ -44,7 +44,7 @@ def _accuracy(report: Report) -> Figure | None:
         "type": "quantitative",
         "title": name,
         "scale": {"domain": plot.padded(ends, least=1e-4), "nice": False, "zero": False},
-        "axis": {"tickCount": 4, "domain": False},
+        "axis": {"tickCount": 3, "domain": False},
     }
     kinds = {"loss": "bad", "gain": "good", "kept": "reference", "engine": "good", "": "soft"}
     only = {word: {"transform": [{"filter": f"datum.kind === '{word}'"}]} for word in ("kept", "engine")}

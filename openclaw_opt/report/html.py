@@ -73,6 +73,7 @@ def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1],
         "prose": lambda text: prose(cut(text, longest)),
         "tied": tied,
         "breakable": breakable,
+        "jointed": lambda text: re.sub(r"(?<=\.)(?=\w)", "\u200b", text),
         "rows": rows,
     }
     return _CONTROL.sub("\ufffd", environment.get_template(template).render({**shared, **facts}))

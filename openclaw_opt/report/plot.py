@@ -103,8 +103,12 @@ def drawings(figures: Sequence[Figure], store: Store | None = None) -> dict[str,
     return drawn
 
 
+_PADDING = {"left": 4, "top": 4, "bottom": 4, "right": 18}
+"""Readers' fonts are wider than the one the drawing is measured with, and texts end at the right."""
+
+
 def _whole(spec: Spec) -> Spec:
-    return {"background": None, "config": _CONFIG, "padding": 4, **_clean(spec)}
+    return {"background": None, "config": _CONFIG, "padding": _PADDING, **_clean(spec)}
 
 
 def _draw(one: Figure) -> str:

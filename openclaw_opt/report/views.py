@@ -21,8 +21,10 @@ COSTS = (
     "latency", "throughput", "speedup", "memory", "size", "cost", "energy", "roofline", "ttft", "load", "batching", "anatomy",
 )  # fmt: skip
 """First words of measurements that are not about accuracy."""
-NAMED, UNNAMED = 3, "\u00a0"
-"""So many earlier builds have their number in a picture; the others' points stand without."""
+EARLIER = "earlier"
+"""Kind of the point of an earlier build."""
+NAMED, UNNAMED = 9, "\u00a0"
+"""So many earlier builds, the newest, have their number in a picture; the others' points stand without."""
 BOUND = "bound"
 REFERENCE = "reference"
 THE_ENGINE = "the engine"
@@ -257,7 +259,7 @@ def _earlier_points(report: Report, latency: str, accuracy: str) -> Iterator[Poi
         time, score = of_build(build, latency), of_build(build, accuracy)
         if time and score and known(time) and known(score):
             name = build.label or build.name
-            yield Point(f"{i} {name}", "earlier", time, score, str(i) if i > len(builds) - NAMED else UNNAMED)
+            yield Point(f"{i} {name}", EARLIER, time, score, str(i) if i > len(builds) - NAMED else UNNAMED)
 
 
 def of_build(build: EarlierBuild, name: str) -> Measurement | None:
