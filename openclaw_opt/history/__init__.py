@@ -1,4 +1,4 @@
-"""A history of builds that CI keeps: a JSON Lines file with a line a build, or a folder of reports.
+"""A history of builds that CI keeps: a JSON Lines file with a line a build, or a folder of reports, a sweep's among them.
 
 A line holds what is compared from build to build and no samples, so that a thousand builds stay a few megabytes. Adding a
 build twice adds it once. The file is replaced whole under a lock; a line that cannot be read is an error that names it.
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from openclaw_opt.artifacts import Facts
 from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.records import Report
-from openclaw_opt.report import FILE, read_report
+from openclaw_opt.report import FILE, is_joint, read_report
 from openclaw_opt.report.provenance import machine_line, metrics_in
 from openclaw_opt.report.views import BOUND, REFERENCE
 from openclaw_opt.store import digest
@@ -108,7 +108,7 @@ def read_history(path: Path) -> tuple[Entry, ...]:
         RecipeError: it is not there, or a line or a report in it cannot be read.
     """
     if path.is_dir():
-        found = [entry_of(read_report(file)) for file in sorted(path.rglob(FILE))]
+        found = [entry_of(read_report(file)) for file in sorted(path.rglob(FILE)) if not is_joint(file)]
         found += [entry for file in sorted(path.glob("*.jsonl")) for entry in _lines(file)]
         if not found:
             raise RecipeError("the folder holds no report.json and no *.jsonl", where=str(path))
