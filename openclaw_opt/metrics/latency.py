@@ -114,8 +114,8 @@ class Latency(Metric):
     compare: bool = True
     """Time PyTorch in turns with the engine."""
     passes: bool = True
-    """Build an engine from what each pass gave and time them all in turns, for half of `time_box_s` or seven rounds more. Where the
-    engine does not run, a GPU's bound is counted instead."""
+    """Make an engine of what each pass gave and time them all in turns, for half of `time_box_s` more. Where the engine does not run
+    here, the GPU's bound is counted instead."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
         task = subject.facts.task

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 ROUNDS = 30
 """Enough for a narrow interval of a ratio of medians."""
-SHARE = 0.5
-"""Of the metric's time box."""
+SHARE, LEAST_S = 0.5, 2.0
+"""Of the metric's time box; and seconds there are in any case, for several engines want several times as long."""
 TOKEN, PREFILL = "speedup.pass", "speedup.pass.prefill"
 
 
 def box_s(latency: Latency) -> float:
     """Seconds the rounds may take once there are FEWEST_ROUNDS of them; OVERTIME times that ends them in any case."""
-    return SHARE * latency.time_box_s
+    return max(LEAST_S, SHARE * latency.time_box_s)
 
 
 def time_passes(latency: Latency, engines: Sequence[tuple[Opener, GraphFacts]]) -> tuple[list[Times], str]:
