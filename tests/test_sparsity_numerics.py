@@ -83,7 +83,9 @@ def by_columns(weight: Tensor, gram: Tensor, damping: float) -> Tensor:
     inverse = torch.linalg.inv(hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian)))
     values, kept = torch.empty_like(work), torch.empty_like(work, dtype=torch.bool)
     for j in range(work.shape[1]):
-        if j % 4 == 0:  # errors of the four as the first of them sees them: each on the inverse of itself and what follows
+        if (
+            j % 4 == 0
+        ):  # errors of the four as the first of them sees them: each on the inverse of itself and what follows
             left, scores = inverse.clone(), []
             for k in range(j, j + 4):
                 scores.append(work[:, k].square() / left[k, k])

@@ -81,6 +81,7 @@ def graph_facts(facts: ModelFacts, dtype: FloatType, context: int | None) -> Gra
             "context": context,
             "hidden": facts.spec.hidden,
             "quantized": quantized,
+            "sparse": facts.sparse,
             "quantized_activations": any(quant.input_scale or quant.dynamic for quant in facts.quant.values()),
         }
     )

@@ -68,6 +68,8 @@ class Prune(Pass):
         if any(earlier.word == "quantize" for earlier in view.earlier):
             return [Complaint("quantized weights cannot be pruned", fix="put prune before quantize")]
         found = [*self._options(), *self._data(view)]
+        if any(earlier.word == "sparsify" for earlier in view.earlier):
+            found.append(Complaint("taking out inputs breaks up groups of four", fix="put prune before sparsify"))
         if any(earlier.word == "prune" for earlier in view.earlier):
             return found  # the sizes are not known yet; `run` looks at the real ones
         return [*found, *self._sizes(view.spec, view.target)]
