@@ -192,7 +192,7 @@ def worst_layers(layers: Sequence[LayerRecord]) -> list[tuple[LayerRecord, float
 def _gentler_prune(budget: BudgetRecord, part: Prune, share: float) -> Iterator[Proposal]:
     """The same cuts, smaller by the share of the loss that must go; the loss grows at least in step with what is cut."""
     settings = []
-    for name in ("ffn", "heads", "query_heads"):
+    for name in ("ffn", "heads", "query_heads", "hidden"):
         fraction = getattr(part, name)
         if fraction is not None:
             less = math.floor(100 * fraction * (1 - share)) / 100
