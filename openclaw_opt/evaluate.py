@@ -16,7 +16,7 @@ from openclaw_opt.store import Store, digest
 
 if TYPE_CHECKING:
     from openclaw_opt.data import Source
-    from openclaw_opt.data.load import ImageSet, SentenceSet, TokenSet
+    from openclaw_opt.data.load import ImageSet, OwnTokens, SentenceSet, TokenSet
     from openclaw_opt.metrics.reference import ArrayReference, TokenReference
 
 GRAPH_ON_CPU = "engine graph on ONNX Runtime CPU"
@@ -43,7 +43,7 @@ def subject_of(plan: Plan, artifact: Artifact, graph: Graph | None, store: Store
     data = evaluation_data(plan, store)
     facts = artifact.facts if isinstance(artifact, Engine) else None
     return Subject(
-        facts=_graph_facts(plan.spec, artifact),
+        facts=facts_of(plan.spec, artifact),
         target=plan.recipe.target,
         accuracy=_accuracy(artifact, graph, facts),
         speed=_speed(artifact, facts),
@@ -53,7 +53,8 @@ def subject_of(plan: Plan, artifact: Artifact, graph: Graph | None, store: Store
         files=tuple(_files(artifact)),
         original_files=tuple(plan.listing.weights),
         graph=_graph_folder(artifact, graph),
-        tokenizer=_tokenizer(plan),
+        tokenizer=_tokenizer(plan, artifact),
+        own=_own_tokens(plan, artifact, data),
         **_memory(artifact, facts),
     )
 
@@ -108,12 +109,24 @@ def _memory(artifact: Artifact, facts: EngineFacts | None) -> dict[str, Any]:
     return {"memory_command": memory_command(artifact.folder), "load_command": load_command(artifact.folder)}
 
 
-def _tokenizer(plan: Plan) -> Path | None:
-    file = plan.checkpoint.folder / "tokenizer.json"
-    return file if file.is_file() else None
+def _tokenizer(plan: Plan, artifact: Artifact) -> Path | None:
+    """The artifact's own, else the checkpoint's."""
+    files = (folder / "tokenizer.json" for folder in (artifact.assets, plan.checkpoint.folder))
+    return next((file for file in files if file.is_file()), None)
 
 
-def _graph_facts(spec: DecoderSpec | HfSpec, artifact: Artifact) -> GraphFacts:
+def _own_tokens(plan: Plan, artifact: Artifact, data: TokenSet | SentenceSet | ImageSet | None) -> OwnTokens | None:
+    """The evaluation text in the artifact's tokens, where a pass has changed the tokenizer."""
+    from openclaw_opt.data.load import TokenSet, in_own_tokens
+
+    theirs, ours = plan.checkpoint.folder / "tokenizer.json", _tokenizer(plan, artifact)
+    if not isinstance(data, TokenSet) or ours is None or ours.read_bytes() == theirs.read_bytes():
+        return None
+    return in_own_tokens(data, theirs, ours)
+
+
+def facts_of(spec: DecoderSpec | HfSpec, artifact: Artifact) -> GraphFacts:
+    """What a graph of the artifact states."""
     if isinstance(artifact, Engine):
         return artifact.facts.graph
     if isinstance(artifact, Graph):

@@ -264,7 +264,7 @@ IMAGES = type("Pictures", (Source,), {"kind": "images"}).model_construct(split="
     [
         ({"ffn": 0.4}, {}, []),
         ({"ffn": 0.4, "importance": "magnitude"}, {"calibration": None}, []),
-        ({}, {}, [("prune removes nothing", "", "give ffn, heads, query_heads, layers, hidden or to")]),
+        ({}, {}, [("prune removes nothing", "", "give ffn, heads, query_heads, layers, hidden, vocabulary or to")]),
         ({"ffn": 0.1}, {}, [("ffn: 0.1 of 96 channels removes nothing at multiples of 32", "ffn", "ffn: 0.34")]),
         ({"ffn": 0.1}, {"target": TARGETS["l4"]}, [("ffn: 0.1 of 96 channels removes nothing at multiples of 64", "ffn", "ffn: 0.34")]),
         ({"heads": 0.2}, {}, [("heads: 0.2 of 2 key/value groups removes none", "heads", "heads: 0.5")]),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def changes(before: DecoderSpec, after: DecoderSpec) -> str:
     """What became smaller, in words; sizes of the layers that stay, each different one once."""
     said = [f"hidden channels {before.hidden} → {after.hidden}"] if before.hidden != after.hidden else []
+    said += [f"vocabulary {before.vocab} → {after.vocab}"] if before.vocab != after.vocab else []
     said += [f"layers {len(before.layers)} → {len(after.layers)}"] if len(before.layers) != len(after.layers) else []
     for name, title in (("ffn", "FFN channels"), ("q_heads", "query heads"), ("kv_heads", "key/value heads")):
         old, new = (sorted({getattr(layer, name) for layer in spec.layers}) for spec in (before, after))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openclaw_opt.models.importance import Scores
     from openclaw_opt.models.pruning import Plan
     from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts
+    from openclaw_opt.models.trimming import Vocabulary
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 GPU_MULTIPLE, CPU_MULTIPLE = 64, 32
@@ -36,7 +37,7 @@ class Prune(Pass):
     summary: ClassVar[str] = "remove FFN channels, attention heads, hidden channels or whole layers of a decoder"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     reads: ClassVar[tuple[str, ...]] = ("target", "calibration")
-    essential: ClassVar[tuple[str, ...]] = ("ffn", "heads", "query_heads", "layers", "hidden", "to")
+    essential: ClassVar[tuple[str, ...]] = ("ffn", "heads", "query_heads", "layers", "hidden", "vocabulary", "to")
 
     ffn: Fraction | None = None
     """Fraction of each layer's FFN channels to remove."""
@@ -48,6 +49,10 @@ class Prune(Pass):
     """How many whole layers to remove: those that change their input least on calibration data."""
     hidden: Fraction | None = None
     """Fraction of the hidden states' channels to remove, everywhere; families with RMS norms only."""
+    vocabulary: Literal["used"] | Fraction | None = None
+    """Tokens to remove, by the whole text of the calibration source: all that never occur in it (`used`), or a fraction, the
+    rarest first. What tokens are merged from stays with them, and so do special tokens and bytes: text outside becomes more
+    tokens. Byte-level BPE only; accuracy is then in bits per byte."""
     to: Goal | None = None
     """What the model is to be made to fit: `{parameters: 4.0M}`, `{parameters: 0.8}` of what there is, `{gib: 0.5}` or
     `{decode_ms: 1.2}` (roofline of a token on the target); `format: int4` beside the last two counts linear layers as a later
@@ -95,8 +100,9 @@ class Prune(Pass):
         return self._sizes(view.spec, view.target, view.backend)
 
     def _options(self) -> list[Complaint]:
-        if not self.narrows and self.layers is None and self.hidden is None:
-            return [Complaint("prune removes nothing", fix="give ffn, heads, query_heads, layers, hidden or to")]
+        if not self.narrows and self.layers is None and self.hidden is None and self.vocabulary is None:
+            fix = "give ffn, heads, query_heads, layers, hidden, vocabulary or to"
+            return [Complaint("prune removes nothing", fix=fix)]
         found = []
         if self.to is not None and self.ffn is not None:
             found.append(Complaint("`to` finds the FFN's width itself", "ffn", "leave ffn or to out"))
@@ -114,6 +120,9 @@ class Prune(Pass):
             option = "layers" if self.layers is not None else "importance"
             fix = "add `calibration` to `data`" + ("" if self.layers is not None else ", or importance: magnitude")
             return [Complaint("ranking needs calibration data", option, fix)]
+        if source is None and self.vocabulary is not None:
+            what = "which tokens are used is seen on calibration data"
+            return [Complaint(what, "vocabulary", "add `calibration` to `data`")]
         if source is not None and source.kind != "text":
             return [
                 Complaint(f"calibration data is {source.kind}, the model takes text", "", "change data.calibration")
@@ -146,7 +155,7 @@ class Prune(Pass):
             if fraction is not None:
                 why = f"{title} removes " + (f"nothing at multiples of {multiple}" if rounded else "none")
                 found += _no_cut(option, fraction, counts, multiple if rounded else 1, why)
-        if self.to is not None and not found:
+        if self.to is not None and not found and self.vocabulary is None:  # how much that takes out, only data says
             found += self._reachable(self.to, spec, target, backend)
         return found
 
@@ -185,17 +194,26 @@ class Prune(Pass):
         from openclaw_opt.models.pruning import parameters_of, prove, prune_decoder
         from openclaw_opt.models.spec import read_facts
         from openclaw_opt.models.store import save_model
+        from openclaw_opt.models.trimming import assets_of, prove_rows, with_rows
 
         facts, data = read_facts(source), work.calibration
         spec = self._refuse(facts, work)
-        batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
-        decoder = _open(source)
+        words = self._trimmed(source, spec, work)
+        reader = source if words is None else assets_of(source, work.folder, words.trimmed, facts.task)
+        batches = None if data is None else load_calibration(data, facts, reader, work.data_cache, self.batch_size)
+        whole = _open(source)
+        decoder = whole if words is None else with_rows(whole, words.kept)
         made = prune_decoder(
             decoder, self._plan(spec, work), batches, lambda part, text: work.progress(0.8 * part, text)
         )
         work.progress(0.8, "proving that masked and shrunk agree")
-        proof = prove(_open(source), made.decoder, made.cuts, batches, made.hidden)
-        before, after = parameters_of(decoder), parameters_of(made.decoder)
+        before, after = parameters_of(whole), parameters_of(made.decoder)
+        rows = None
+        if words is not None:
+            assert batches is not None, "check refuses a vocabulary without data"
+            rows = prove_rows(whole, decoder, words.kept, batches.batches[0])
+        again = _open(source) if words is None else with_rows(_open(source), words.kept)
+        proof = prove(again, made.decoder, made.cuts, batches, made.hidden)
         share = f"{before:,} → {after:,} parameters ({after / before - 1:+.1%})"
         sentence = f"{changes(spec, made.decoder.spec)}; {share}"
         noted = facts.model_copy(update={"notes": (*facts.notes, sentence), "decoder": made.decoder.spec})
@@ -209,9 +227,26 @@ class Prune(Pass):
             "hidden_importance_kept": round(made.hidden_kept, 6),
             "goal": self._goal(spec, made.decoder.spec, work),
             "proof": {"what": "hidden states and logits, masked against shrunk", "largest_difference": proof},
+            "vocabulary": {}
+            if words is None
+            else {"before": words.before, "used": words.used, "after": len(words.kept), "largest_difference": rows},
         }
         model = save_model(made.decoder, noted, work.folder, source.assets)
+        if words is not None:
+            assets_of(source, work.folder, words.trimmed, facts.task)
         return Done(model, changed=sentence, count=before - after, details=details)
+
+    def _trimmed(self, source: Model, spec: DecoderSpec, work: Work) -> Vocabulary | None:
+        """The smaller vocabulary; None where it stays."""
+        from openclaw_opt.models.trimming import vocabulary_of
+
+        if self.vocabulary is None:
+            return None
+        assert work.calibration is not None, "check refuses a vocabulary without data"
+        work.progress(0.0, "looking which tokens are used")
+        multiple = self.multiple(work.target)
+        rows = None if isinstance(self.vocabulary, str) else remaining(spec.vocab, self.vocabulary, multiple)
+        return vocabulary_of(source, spec.vocab, work.calibration, work.data_cache, rows, multiple)
 
     def _goal(self, before: DecoderSpec, after: DecoderSpec, work: Work) -> dict[str, str]:
         """What was asked and what was reached; empty without `to`."""
