@@ -173,8 +173,8 @@ class Measurement(Facts):
     compared item by item; the value is Σ items / Σ weights."""
     weights: tuple[float, ...] = ()
     """What each item counts: tokens, bytes, or 1; as many as `items`."""
-    at: dict[str, int] = {}
-    """Conditions of this row, e.g. {"batch": 4}, where a metric gives the same number under several; budgets look at
+    at: dict[str, int | str] = {}
+    """Conditions of this row, e.g. {"batch": 4} or {"task": "arc_easy acc"}, where a metric gives the same number under several; budgets look at
     rows without."""
 
     @model_validator(mode="after")

@@ -64,8 +64,8 @@ def check_recipe(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
     mistakes += _data_mistakes(recipe, spec)
     if mistakes:
         raise RecipeError("the recipe cannot be done", where=str(recipe.file), mistakes=mistakes)
-    for source in (recipe.calibration, recipe.evaluation):
-        missing = source.missing() if source is not None else None
+    sources = (source for source in (recipe.calibration, recipe.evaluation) if source is not None)
+    for missing in (*(one.missing() for one in sources), *(one.missing() for one in recipe.metrics)):
         if missing is not None:
             raise missing
     return listing, spec
@@ -107,11 +107,17 @@ def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
                 where=recipe.located.place(("metrics", i)),
                 fix=f"lower it, or raise the third number of `build: {{{name}: [min, opt, max]}}`",
             )
-        if spec.task not in metric.tasks:
-            fits = ", ".join(metric.tasks)
+        if spec.task not in metric.for_tasks:
+            fits = ", ".join(metric.for_tasks)
             yield RecipeError(
                 f"metric {metric.word!r} measures {fits} models; this one is a {spec.task}",
                 where=recipe.located.place(("metrics", i)),
+            )
+        try:
+            metric.check()
+        except RecipeError as error:
+            yield RecipeError(
+                f"metric {metric.word!r}: {error.what}", where=recipe.located.place(("metrics", i)), fix=error.fix
             )
     given = {name for metric in recipe.metrics for name in metric.measurement_names(spec.task)}
     for budget in recipe.budgets:

@@ -23,7 +23,7 @@ class Agreement(Metric):
     """Agreement of the most probable token, and the mean divergence."""
 
     summary: ClassVar[str] = "how often the most probable token is the checkpoint's, and the mean KL divergence from it"
-    tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
+    for_tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
         Number(

@@ -28,7 +28,7 @@ class Perplexity(Metric):
     """Perplexity, bits per byte, and the share of them that is kept."""
 
     summary: ClassVar[str] = "perplexity and bits per byte on the evaluation text, and recovery of the checkpoint's own"
-    tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
+    for_tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
         Number(

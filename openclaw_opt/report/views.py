@@ -180,8 +180,8 @@ def percentiles(report: Report, stage: str) -> tuple[Percentile, ...]:
 def batches(report: Report) -> tuple[BatchPoint, ...]:
     """Batches at which both a time and a rate were measured, the smallest first."""
     rows = [one for one in report.measurements if set(one.at) == {"batch"} and known(one)]
-    times = {one.at["batch"]: one for one in rows if one.unit == "ms"}
-    rates = {one.at["batch"]: one for one in rows if one.unit.endswith("/s")}
+    times = {int(one.at["batch"]): one for one in rows if one.unit == "ms"}
+    rates = {int(one.at["batch"]): one for one in rows if one.unit.endswith("/s")}
     return tuple(BatchPoint(batch, times[batch], rates[batch]) for batch in sorted(times.keys() & rates.keys()))
 
 
