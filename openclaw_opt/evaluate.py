@@ -16,7 +16,7 @@ from openclaw_opt.store import Store, digest
 
 if TYPE_CHECKING:
     from openclaw_opt.data import Source
-    from openclaw_opt.data.load import ImageSet, OwnTokens, SentenceSet, TokenSet
+    from openclaw_opt.data.load import ImageSet, SentenceSet, TokenSet
     from openclaw_opt.metrics.reference import ArrayReference, TokenReference
 
 GRAPH_ON_CPU = "engine graph on ONNX Runtime CPU"
@@ -54,7 +54,7 @@ def subject_of(plan: Plan, artifact: Artifact, graph: Graph | None, store: Store
         original_files=tuple(plan.listing.weights),
         graph=_graph_folder(artifact, graph),
         tokenizer=_tokenizer(plan, artifact),
-        own=_own_tokens(plan, artifact, data),
+        **_other_tokens(plan, artifact, data),
         **_memory(artifact, facts),
     )
 
@@ -115,14 +115,15 @@ def _tokenizer(plan: Plan, artifact: Artifact) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _own_tokens(plan: Plan, artifact: Artifact, data: TokenSet | SentenceSet | ImageSet | None) -> OwnTokens | None:
-    """The evaluation text in the artifact's tokens, where a pass has changed the tokenizer."""
+def _other_tokens(plan: Plan, artifact: Artifact, data: TokenSet | SentenceSet | ImageSet | None) -> dict[str, Any]:
+    """The checkpoint's tokenizer and the evaluation text in the artifact's tokens, where a pass has changed the tokenizer."""
     from openclaw_opt.data.load import TokenSet, in_own_tokens
 
     theirs, ours = plan.checkpoint.folder / "tokenizer.json", _tokenizer(plan, artifact)
-    if not isinstance(data, TokenSet) or ours is None or ours.read_bytes() == theirs.read_bytes():
-        return None
-    return in_own_tokens(data, theirs, ours)
+    if ours is None or not theirs.is_file() or ours.read_bytes() == theirs.read_bytes():
+        return {}
+    own = in_own_tokens(data, theirs, ours) if isinstance(data, TokenSet) else None
+    return {"original_tokenizer": theirs, "own": own}
 
 
 def facts_of(spec: DecoderSpec | HfSpec, artifact: Artifact) -> GraphFacts:

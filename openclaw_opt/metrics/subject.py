@@ -47,6 +47,7 @@ class Subject:
         original_files: the checkpoint's weight files.
         graph: folder of the graph that the roofline counts; None if there is none.
         tokenizer: the artifact's tokenizer.json; None if it has none.
+        original_tokenizer: the checkpoint's, where a pass has changed it; None where they are the same.
         own: the evaluation text in the artifact's own tokens; None where these are the checkpoint's.
         load_command: arguments after `python` that open the engine in a child and print how long it took; None likewise.
         memory_command: arguments after `python` that run the engine in a child and print its peak; None where it cannot.
@@ -63,6 +64,7 @@ class Subject:
     original_files: tuple[Path, ...] = ()
     graph: Path | None = None
     tokenizer: Path | None = None
+    original_tokenizer: Path | None = None
     own: OwnTokens | None = None
     load_command: tuple[str, ...] | None = None
     memory_command: tuple[str, ...] | None = None
