@@ -232,7 +232,9 @@ def test_a_goal_in_time_is_met_on_its_target() -> None:
 
 
 TOTAL = sizes.parameters(SPEC)
-FITS = f"the model already fits: {TOTAL:,} parameters, and 1,000,000,000 parameters are allowed"
+HALF = sizes.parameters(SPEC.model_copy(update={"hidden": 32}))
+CUT = f"the other cuts alone fit already: {HALF:,} parameters, and {0.9 * TOTAL:,.0f} parameters are allowed"
+FITS = f"the model fits already: {TOTAL:,} parameters, and 1,000,000,000 parameters are allowed"
 FAR = f"{0.1 * TOTAL:,.0f} parameters cannot be reached by FFN channels alone: the narrowest has {sizes.parameters(least(SPEC, 32)):,} parameters"
 UNKNOWN = "bandwidth and peak rate of a CPU are not known before they are measured"
 OTHER = "to: {parameters: …} or {gib: …}, or another target"
@@ -247,6 +249,7 @@ BLIND = ("ranking needs calibration data", "importance", "add `calibration` to `
         ({"to": Goal(parameters=1e9)}, {}, [(FITS, "to", "ask for less, or leave `to` out")]),
         ({"to": Goal(parameters=0.1)}, {}, [(FAR, "to", "ask for more, or take out layers, heads or hidden channels as well")]),
         ({"to": Goal(decode_ms=1.0)}, {"target": replace(CPU, bandwidth=None, peak={})}, [(UNKNOWN, "to", OTHER)]),
+        ({"to": Goal(parameters=0.9), "hidden": 0.5}, {}, [(CUT, "to", "ask for less, or leave `to` out")]),
         ({"layers": 1, "allocation": "even"}, {}, [("allocation has no effect without ffn or to", "allocation", "leave it out")]),
         ({"hidden": 0.2}, {}, [("hidden: 0.2 of 64 hidden channels removes nothing at multiples of 32", "hidden", "hidden: 0.5")]),
         ({"hidden": 0.5}, {}, []),
@@ -388,3 +391,26 @@ def test_norms_left_as_they_were_are_caught(monkeypatch: pytest.MonkeyPatch) -> 
     made = pruning.prune_decoder(decoder, plan, data(), silent)
     with pytest.raises(VerificationError, match="shrunk model differs from the masked one"):
         pruning.prove(decoder, made.decoder, made.cuts, data(), made.hidden)
+
+
+@pytest.mark.slow  # the real builder compiles two profiles
+def test_layers_of_different_widths_and_zeros_become_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from openclaw_opt.backends.tensorrt import TensorrtOptions, build
+    from openclaw_opt.backends.trt_profiles import Profiles
+    from openclaw_opt.graph.to_tensorrt import lower
+    from openclaw_opt.passes import Work
+    from openclaw_opt.passes.sparsify import Sparsify
+
+    prune = Prune(to=Goal(parameters=0.6), allocation="sensitivity", hidden=0.25, round_to=16)
+    _, done = run(prune, tmp_path, "llama", monkeypatch, intermediate_size=256)
+    work = Work(tmp_path / "sparse", open_tiny(tmp_path / "checkpoint"), CPU, "tensorrt", None, tmp_path / "cache")
+    sparse = Sparsify(pattern="2:4", method="magnitude").run(done.artifact, work).artifact
+    graph = lower(export_graph(sparse, tmp_path / "portable", dtype="float16"), tmp_path / "lowered")
+    options = TensorrtOptions(profiles=Profiles(batch=(1, 1, 2), prompt=(1, 8, 16)))
+    facts = build(graph, L4, options, tmp_path / "engine", lambda phase, part: None).facts
+    widths = [layer.ffn for layer in read_facts(sparse).decoder.layers]  # type: ignore[union-attr]
+    assert len(set(widths)) > 1
+    assert [row.profile for row in facts.kernels] == ["prefill", "decode"]
+    assert facts.notes[0].startswith("2:4 zeros: not used by tensorrt-rtx")
+    assert (tmp_path / "engine" / facts.files[0]).stat().st_size > 0

@@ -163,7 +163,8 @@ class Prune(Pass):
         cut = self._cut(spec, range(len(spec.layers) - (self.layers or 0)), target)
         limit, widest = goal.limit(spec), goal.measure(cut, target, backend)
         if widest <= limit:
-            what = f"the model already fits: {goal.told(widest)}, and {goal.told(limit)} are allowed"
+            who = "the model fits already" if cut == spec else "the other cuts alone fit already"
+            what = f"{who}: {goal.told(widest)}, and {goal.told(limit)} are allowed"
             return [Complaint(what, "to", "ask for less, or leave `to` out")]
         closest = goal.measure(least(cut, self.multiple(target)), target, backend)
         alike = len({(layer.q_heads, layer.kv_heads, layer.ffn) for layer in spec.layers}) == 1
