@@ -192,3 +192,17 @@ def test_gptq_keeps_zeros_that_it_is_told_of(kind: str, act_order: bool) -> None
     assert not bool(nearest[~sparse.kept].any())
     errors = [output_error(sparse.values, values, gram) for values in (held, nearest)]
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sparsegpt_chooses_what_modelopt_chooses(seed: int) -> None:
+    from modelopt.torch.sparsity.weight_sparsity.magnitude import create_asp_mask
+    from modelopt.torch.sparsity.weight_sparsity.sparsegpt import create_sgpt_mask
+
+    weight, gram = problem(seed)
+    settings = {"hessian_damp": 0.01, "pattern": "2:4 sparsity", "col_block_size": 128, "row_block_size": -1}
+    theirs = create_sgpt_mask(weight, gram / gram.diagonal().mean(), settings)
+    assert (by_sparsegpt(weight, gram, None).kept == theirs).float().mean() > 0.999  # float32 turns a rare tie over
+    assert torch.equal(
+        by_magnitude(weight, None).kept, create_asp_mask(torch.nn.Parameter(weight), "2:4 sparsity").bool()
+    )
