@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.formats import FORMATS
 from openclaw_opt.passes.prune import Prune
-from openclaw_opt.passes.sparsify import Sparsify
 from openclaw_opt.passes.quantize import ALGORITHMS, BLOCKS, PLAIN, Quantize
+from openclaw_opt.passes.sparsify import Sparsify
 from openclaw_opt.recipe import Recipe
 from openclaw_opt.records import BudgetRecord, LayerRecord, Report
 from openclaw_opt.report.views import engine_measurement, is_accuracy, reference_value

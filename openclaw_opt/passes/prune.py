@@ -11,6 +11,7 @@ from openclaw_opt.artifacts import Model
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
 from openclaw_opt.passes._goal import Goal
+from openclaw_opt.passes._prune_sizes import family_complaints, size_complaints, unreachable
 from openclaw_opt.passes._pruned import changes, widths
 from openclaw_opt.passes._widths import Meets, by_sensitivity, even, least, remaining
 from openclaw_opt.targets import Target
@@ -92,12 +93,12 @@ class Prune(Pass):
         words = [earlier.word for earlier in view.earlier]
         if "quantize" in words:
             return [Complaint("quantized weights cannot be pruned", fix="put prune before quantize")]
-        found = [*self._options(), *self._data(view), *self._family(view.spec, view.target)]
+        found = [*self._options(), *self._data(view), *family_complaints(self, view.spec, view.target)]
         if "sparsify" in words:
             found.append(Complaint("taking out inputs breaks up groups of four", fix="put prune before sparsify"))
         if "prune" in words or found:
             return found  # after another prune the sizes are not known yet; `run` looks at the real ones
-        return self._sizes(view.spec, view.target, view.backend)
+        return size_complaints(self, view.spec, view.target, view.backend)
 
     def _options(self) -> list[Complaint]:
         if not self.narrows and self.layers is None and self.hidden is None and self.vocabulary is None:
@@ -129,55 +130,7 @@ class Prune(Pass):
             ]
         return []
 
-    def _family(self, spec: DecoderSpec, target: Target) -> list[Complaint]:
-        found = []
-        if self.hidden is not None and spec.norm == "layer":
-            what = f"{spec.family} has layer norms, whose mean over all channels no smaller norm gives back"
-            found.append(Complaint(what, "hidden", "leave hidden out"))
-        if self.to is not None and self.to.decode_ms is not None and (target.bandwidth is None or not target.peak):
-            what = f"bandwidth and peak rate of {target.title} are not known before they are measured"
-            found.append(Complaint(what, "to", "to: {parameters: …} or {gib: …}, or another target"))
-        return found
-
-    def _sizes(self, spec: DecoderSpec, target: Target, backend: str) -> list[Complaint]:
-        """Parts of which rounding leaves everything, more layers than there are, and goals that are met or out of reach."""
-        found, multiple = [], self.multiple(target)
-        if self.layers is not None and self.layers >= len(spec.layers):
-            what = f"{self.layers} layers cannot be removed from {len(spec.layers)}"
-            found.append(Complaint(what, "layers", f"layers: {max(1, len(spec.layers) - 1)}"))
-        for option, title, counts, rounded in (
-            ("ffn", "channels", [layer.ffn for layer in spec.layers], True),
-            ("heads", "key/value groups", [layer.kv_heads for layer in spec.layers], False),
-            ("query_heads", "query heads a group", [layer.q_heads // layer.kv_heads for layer in spec.layers], False),
-            ("hidden", "hidden channels", [spec.hidden], True),
-        ):
-            fraction = getattr(self, option)
-            if fraction is not None:
-                why = f"{title} removes " + (f"nothing at multiples of {multiple}" if rounded else "none")
-                found += _no_cut(option, fraction, counts, multiple if rounded else 1, why)
-        if self.to is not None and not found and self.vocabulary is None:  # how much that takes out, only data says
-            found += self._reachable(self.to, spec, target, backend)
-        return found
-
-    def _reachable(self, goal: Goal, spec: DecoderSpec, target: Target, backend: str) -> list[Complaint]:
-        cut = self._cut(spec, range(len(spec.layers) - (self.layers or 0)), target)
-        limit, widest = goal.limit(spec), goal.measure(cut, target, backend)
-        if widest <= limit:
-            who = "the model fits already" if cut == spec else "the other cuts alone fit already"
-            what = f"{who}: {goal.told(widest)}, and {goal.told(limit)} are allowed"
-            return [Complaint(what, "to", "ask for less, or leave `to` out")]
-        closest = goal.measure(least(cut, self.multiple(target)), target, backend)
-        alike = len({(layer.q_heads, layer.kv_heads, layer.ffn) for layer in spec.layers}) == 1
-        if closest > limit and (alike or self.layers is None):
-            return [self._unreachable(goal, limit, closest)]
-        return []  # which layers go decides, and only data says which
-
-    @staticmethod
-    def _unreachable(goal: Goal, limit: float, closest: float) -> Complaint:
-        what = f"{goal.told(limit)} cannot be reached by FFN channels alone: the narrowest has {goal.told(closest)}"
-        return Complaint(what, "to", "ask for more, or take out layers, heads or hidden channels as well")
-
-    def _cut(self, spec: DecoderSpec, stay: Sequence[int], target: Target) -> DecoderSpec:
+    def cut(self, spec: DecoderSpec, stay: Sequence[int], target: Target) -> DecoderSpec:
         """The spec after every cut but that of `to`, with the layers in `stay`."""
         multiple = self.multiple(target)
         layers = tuple(self.kept(spec.layers[i], multiple) for i in stay)
@@ -284,7 +237,7 @@ class Prune(Pass):
             return made
         assert self.to is not None, "a fraction can always be met"
         closest = self.to.measure(least(cut, multiple), work.target, work.backend)
-        problem = self._unreachable(self.to, self.to.limit(before), closest)
+        problem = unreachable(self.to, self.to.limit(before), closest)
         raise RecipeError(problem.what, where="prune.to", fix=problem.fix)
 
     def _meets(self, before: DecoderSpec, cut: DecoderSpec, work: Work) -> Meets:
@@ -304,7 +257,7 @@ class Prune(Pass):
             raise RecipeError("quantized weights cannot be pruned", where=name, fix="put prune before quantize")
         wrong = [
             RecipeError(problem.what, where=f"prune.{problem.option}", fix=problem.fix)
-            for problem in self._sizes(facts.decoder, work.target, work.backend)
+            for problem in size_complaints(self, facts.decoder, work.target, work.backend)
         ]
         if wrong:
             raise RecipeError(f"{len(wrong)} mistakes in prune", mistakes=wrong)
@@ -318,14 +271,3 @@ def _open(model: Model) -> Decoder:
     module = open_model(model)
     assert isinstance(module, Decoder)
     return module
-
-
-def _no_cut(option: str, fraction: float, counts: list[int], multiple: int, why: str) -> list[Complaint]:
-    """A complaint where rounding leaves everything in every layer, with the least fraction (in hundredths) that does not."""
-    if any(remaining(count, fraction, multiple) < count for count in counts):
-        return []
-    most = max(counts)
-    enough = (i / 100 for i in range(1, 100) if remaining(most, i / 100, multiple) < most)
-    least = next(enough, None)
-    fix = f"{option}: {least:g}" if least is not None else f"leave {option} out"
-    return [Complaint(f"{option}: {fraction:g} of {most} {why}", option, fix)]
