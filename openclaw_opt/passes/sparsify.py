@@ -16,7 +16,7 @@ from openclaw_opt.zeros import TWO_OF_FOUR
 DEFAULT_RATIO = 0.5
 DEFAULT_DAMPING = 0.01
 GROUP = 4
-BASE_60 = 2 * 60 + 4
+BASE = 60
 
 
 class Sparsify(Pass):
@@ -52,7 +52,8 @@ class Sparsify(Pass):
     @classmethod
     def _base_60(cls, word: Any) -> Any:
         """YAML 1.1 reads 2:4 without quotes as 124, minutes and seconds; nobody who writes it means that."""
-        return TWO_OF_FOUR if word == BASE_60 else word
+        whole = isinstance(word, int) and not isinstance(word, bool)
+        return f"{word // BASE}:{word % BASE}" if whole else word
 
     @property
     def zeros(self) -> float | None:
