@@ -234,12 +234,14 @@ def _progress(hooks: Hooks, fraction: float, text: str) -> None:
 
 def _verified(plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[Any]) -> Verification | None:
     from openclaw_opt import verify
+    from openclaw_opt.evaluate import facts_of
 
     if step.part.kind == "lossy":
         return None
     if isinstance(done.artifact, Engine) and cannot_run(done.artifact.facts):
         return None  # the graph it is made of was verified by the pass before
-    probe = verify.make_probe(plan.spec, plan.recipe.seed, fuse_context(plan.recipe))
+    spec = plan.spec.model_copy(update={"vocab": facts_of(plan.spec, done.artifact).vocab})  # trimmed, it may be
+    probe = verify.make_probe(spec, plan.recipe.seed, fuse_context(plan.recipe))
     return verify.compare(step.part, source, done.artifact, probe, done.proof)
 
 

@@ -133,7 +133,8 @@ class LayerRecord(Facts):
     output_sqnr_db: float | None = None
     """The same for the layer's output on calibration data."""
     plain_weight_sqnr_db: float | None = None
-    """The weight's with ranges from largest values and rounding to nearest (max, rtn): what the algorithm is to beat."""
+    """The weight's with ranges from largest values and rounding to nearest (max, rtn), or with zeros by magnitude: what the
+    algorithm is to beat."""
     plain_output_sqnr_db: float | None = None
     """The output's with the same; both None where that is what was done."""
     note: str = ""

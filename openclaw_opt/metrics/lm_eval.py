@@ -89,24 +89,24 @@ class LmEval(Metric):
             why = "no tokenizer.json" if subject.tokenizer is None else "no context"
             return self.all_unmeasured("decoder", why, subject=opener.subject)
         try:
-            theirs, ours = self._run(subject.eager, subject), self._run(opener, subject)
+            original = subject.original_tokenizer or subject.tokenizer
+            theirs = self._run(subject.eager, original, subject.facts.context)
+            ours = self._run(opener, subject.tokenizer, subject.facts.context)
         except MachineError as error:
             return self.all_unmeasured("decoder", error.what, subject=opener.subject)
         return [*result_rows(theirs, ours, subject=opener.subject, note=opener.note)]
 
-    def _run(self, opener: Opener, subject: Subject) -> Result:
+    def _run(self, opener: Opener, tokenizer: Path, context: int) -> Result:
         from openclaw_opt.backends import DecoderSession
         from openclaw_opt.harness.run import evaluate
 
         assert opener.open is not None
-        assert subject.tokenizer is not None
-        assert subject.facts.context is not None
         with opener.open() as session:
             assert isinstance(session, DecoderSession)
             return evaluate(
                 session,
-                subject.tokenizer.parent,
-                subject.facts.context,
+                tokenizer.parent,
+                context,
                 self.tasks,
                 task_folder=Path(self.folder) if self.folder else None,
                 limit=self.limit,

@@ -61,7 +61,16 @@ class Perplexity(Metric):
             scores = subject.token_scores
         except MachineError as error:
             return self.all_unmeasured("decoder", error.what, subject=opener.subject)
-        return perplexity_rows(scores, subject.tokens.bytes, subject=opener.subject, note=opener.note)
+        rows = perplexity_rows(scores, subject.tokens.bytes, subject=opener.subject, note=opener.note)
+        if not subject.other_tokens:
+            return rows
+        by_token = ("perplexity", "perplexity.recovery")
+        return [
+            self.unmeasured(row.name, subject.other_tokens, subject=row.subject)
+            if row.name in by_token and row.subject != "reference"
+            else row
+            for row in rows
+        ]
 
 
 def perplexity_rows(
