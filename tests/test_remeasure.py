@@ -16,6 +16,7 @@ from openclaw_opt.publish import MANIFEST, foreign_files
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.remeasure import remeasure
 from openclaw_opt.report import read_report
+from openclaw_opt.report.html import html
 from openclaw_opt.store import Store, sha256_file
 
 METRICS = ("metrics: [perplexity, size]", "metrics: [perplexity, size, {latency: {time_box_s: 0.2, new_tokens: 8}}]")
@@ -38,6 +39,11 @@ def test_new_rows_are_appended_and_the_manifest_stays_right(built: Path) -> None
     assert {"latency.ttft.p50_ms", "size_mib", "speedup"} <= names
     assert not any(name.startswith("perplexity") for name in names)
     assert first.machine.title == before.machine.title
+    page, summary = (built / "report.html").read_text(), (built / "report.md").read_text()
+    assert 'id="again"' in page
+    assert page.count(first.started.removesuffix("+00:00").replace("T", " ")) >= len(first.measurements)
+    assert "Measured again after the build" in summary
+    assert 'id="again"' not in html(before)
     files = json.loads((built / MANIFEST).read_text())["files"]
     assert all(sha256_file(built / name) == digest for name, digest in files.items())
     assert foreign_files(built) == []

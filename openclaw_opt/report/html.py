@@ -16,6 +16,7 @@ from typing import Any
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import (
+    again,
     bought,
     budget_figure,
     curves,
@@ -153,6 +154,7 @@ def _tables(report: Report, rows: int) -> dict[str, Table]:
         "receipt": tables.receipt(report).marked("bad").first(rows),
         "as_asked": tables.receipt(report).marked("good").first(rows),
         "kernels": tables.kernels(report).first(rows),
+        "again": again.measured_again(report).first(rows),
         "costs": tables.costs(report).first(rows),
         "gaps": tables.gaps(report).first(rows),
     }

@@ -6,6 +6,7 @@ import re
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import headline, numbers, tables, views
+from openclaw_opt.report.again import measured_again
 from openclaw_opt.report.bought import bought
 from openclaw_opt.report.earlier import earlier_table, sentences
 from openclaw_opt.report.tables import Cell, Column, Table
@@ -41,6 +42,7 @@ def markdown(report: Report) -> str:
         _notes(report),
         folded("Accuracy, memory, size, batches", tables.measurements(others)),
         folded("Latency and throughput", tables.measurements(latencies)),
+        folded("Measured again after the build", measured_again(report)),
         folded("Cost of a million on each target", tables.costs(report)),
         folded("Roofline bounds, not measurements", tables.measurements(bounds)),
         folded("Layers by error, worst first", tables.layers(report)),
