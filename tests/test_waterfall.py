@@ -98,13 +98,14 @@ def test_two_passes_of_one_name_are_told_apart(write_recipe: Write, tmp_path: Pa
 
 def test_every_round_runs_each_engine_once_and_begins_with_another() -> None:
     order: list[int] = []
-    runs = [lambda i=i: (order.append(i), (1.0 + i, [0.5]))[1] for i in range(3)]
+    runs = [lambda i=i: (order.append(i), (1.0 + i, [0.5, 0.25, 9.0]))[1] for i in range(3)]
     times = rounds_in_turns(runs, box=60.0, warmup=1)
     assert [len(one.first) for one in times] == [ROUNDS] * 3
     rounds = [order[i : i + 3] for i in range(3, len(order), 3)]
     assert all(sorted(one) == [0, 1, 2] for one in rounds)
     assert [one[0] for one in rounds[:4]] == [0, 1, 2, 0]
     assert [one.first[0] for one in times] == [1.0, 2.0, 3.0]
+    assert times[0].per_round == [0.5] * ROUNDS, "a stall does not make a round"
 
 
 def test_rounds_end_with_the_box() -> None:

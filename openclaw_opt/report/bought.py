@@ -47,7 +47,8 @@ def bought(report: Report) -> Table:
 
 def _money(report: Report) -> str:
     unit = next((record.cost.unit for record in report.passes if record.cost is not None), "output tokens")
-    return f"A million {unit}"
+    priced = any(record.cost is not None and record.cost.per_million_usd is not None for record in report.passes)
+    return f"A million {unit}" + ("" if priced else ", machine time")
 
 
 def _row(record: PassRecord, names: Sequence[str]) -> Measurement | None:
@@ -91,7 +92,7 @@ def _cost(record: PassRecord) -> Cell:
     if one.per_million_usd is not None:
         return Cell(numbers.dollars(one), one.per_million_usd, "open" if numbers.is_bound(one) else "")
     hours = hours_per_million(record)
-    return Cell(NONE) if hours is None else Cell(f"{numbers.significant(hours, 3)} h of this machine", hours)
+    return Cell(NONE) if hours is None else Cell(f"{numbers.significant(hours, 3)} h", hours)
 
 
 def hours_per_million(record: PassRecord) -> float | None:

@@ -66,10 +66,7 @@ def _bought(report: Report) -> Table:
     """Times, ratios and cost without intervals, which are in the other forms."""
     table = bought(report)
     titles = [column.title for column in table.columns]
-    rows = tuple(
-        (row[0], *(replace(cell, text=cell.text.split(" (")[0].replace(" of this machine", "")) for cell in row[3:]))
-        for row in table.rows
-    )
+    rows = tuple((row[0], *(replace(cell, text=cell.text.split(" (")[0]) for cell in row[3:])) for row in table.rows)
     return Table((Column("After"), *(Column(title, numeric=True) for title in titles[3:])), rows)
 
 
