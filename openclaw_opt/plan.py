@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,20 +214,25 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
     listing, spec = check_recipe(recipe)
     checkpoint = Checkpoint(listing.folder, listing.config, {path.name: hashes.of(path) for path in listing.weights})
     hashes.write()
+    plan = Plan(recipe, listing, checkpoint, spec, ())
+    plan = replace(plan, steps=keyed_steps(plan, store))
+    _check_disk(plan, store)
+    return plan
+
+
+def keyed_steps(plan: Plan, store: Store) -> tuple[Step, ...]:
+    """The recipe's passes, each with its key."""
+    recipe = plan.recipe
     steps: list[Step] = []
-    config = digest(checkpoint.config)
-    before: dict[str, Any] = {
-        "checkpoint": {"files": checkpoint.files, "config": config, "assets": listing.assets_digest()}
-    }
+    files, config = plan.checkpoint.files, digest(plan.checkpoint.config)
+    before: dict[str, Any] = {"checkpoint": {"files": files, "config": config, "assets": plan.listing.assets_digest()}}
     for index, part in enumerate(recipe.passes):
-        facts = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, spec, index))}
+        facts = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, plan.spec, index))}
         ingredients = json.loads(json.dumps(facts))  # as the manifest gives them back: lists, no tuples
         key = digest(ingredients)
         steps.append(Step(index, part, key, ingredients, store.find(key) is not None))
         before = {"input": {"pass": part.word, "key": key}}
-    plan = Plan(recipe, listing, checkpoint, spec, tuple(steps))
-    _check_disk(plan, store)
-    return plan
+    return tuple(steps)
 
 
 def _ingredients(part: Pass, recipe: Recipe) -> dict[str, Any]:
