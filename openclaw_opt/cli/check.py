@@ -52,7 +52,10 @@ def _advice(recipe: Recipe, spec: DecoderSpec | HfSpec) -> tuple[str, ...]:
     from openclaw_opt.advisories import advisories, told
     from openclaw_opt.versions import version_of
 
-    formats = {str(part.format) for part in recipe.passes if part.word == "quantize"}  # type: ignore[attr-defined]
+    from openclaw_opt.passes.quantize import Quantize
+
+    asked = [part for one in recipe.passes if isinstance(one, Quantize) for part in one.parts(spec.task)]
+    formats = {str(part.format) for part in asked}
     traits = {spec.task, *formats, *({"quantized"} if formats else ())}
     traits |= {"attention"} if spec.task != "vision" else set()
     traits |= {"softcap"} if getattr(spec, "attention_softcap", 0.0) else set()
