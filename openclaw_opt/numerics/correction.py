@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from openclaw_opt.numerics.knapsack import Choice
 
-NARROW = 2e-3
+NARROW = 5e-3
 """Costs of the bracket's ends that differ by less than this share are not told apart further."""
 INSIDE = 0.05
 """A guess keeps this share of the bracket from its ends."""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from openclaw_opt.models.linear import QuantLayer
     from openclaw_opt.passes.quantize import Quantize
 
-ROUNDS = 12
+ROUNDS = 9
 """Choices that are measured at most."""
 LOSS_TOKENS = 4096
 """Calibration tokens (or items, of images) that sensitivities are measured on at most."""
