@@ -50,9 +50,8 @@ def _advice(recipe: Recipe, spec: DecoderSpec | HfSpec) -> tuple[str, ...]:
     if recipe.backend != "tensorrt":
         return ()
     from openclaw_opt.advisories import advisories, told
-    from openclaw_opt.versions import version_of
-
     from openclaw_opt.passes.quantize import Quantize
+    from openclaw_opt.versions import version_of
 
     asked = [part for one in recipe.passes if isinstance(one, Quantize) for part in one.parts(spec.task)]
     formats = {str(part.format) for part in asked}

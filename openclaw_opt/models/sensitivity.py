@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from openclaw_opt.models.linear import QuantLayer, replace_layer
 
 VERSION = 1
 """Of what a number means; a change makes every journal stale."""
+WHOLE = re.compile(r'\{"[0-9a-f]{64}": [-+.0-9a-zA-Z]+\}')
 Candidates = Mapping[str, Mapping[str, QuantLayer]]
 """Layer → candidate → the layer in it."""
 Losses = dict[str, dict[str, float]]
@@ -44,8 +46,8 @@ class Journal:
     def __init__(self, file: Path, context: str) -> None:
         self._file, self._context = file, context
         self._known: dict[str, float] = {}
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-            if line.endswith("}"):  # a line that a killed process left unfinished is found again
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+            if WHOLE.fullmatch(line):  # what a killed process left unfinished is found again
                 self._known.update(json.loads(line))
 
     def key(self, name: str, layer: QuantLayer) -> str:
@@ -62,7 +64,7 @@ class Journal:
         self._known[key] = loss
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: loss}) + "\n")
+            file.write("\n" + json.dumps({key: loss}) + "\n")  # behind a half line too
 
 
 @torch.no_grad()

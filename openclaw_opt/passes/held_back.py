@@ -31,7 +31,7 @@ from openclaw_opt.passes import Work
 from openclaw_opt.passes.candidates import Rule, accuracy_numbers
 
 if TYPE_CHECKING:
-    from openclaw_opt.backends import DecoderSession, GenericSession
+    from openclaw_opt.backends import DecoderSession
 
 Data = TokenSet | SentenceSet | ImageSet
 NOT_RUN = "a choice is no engine"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 9
 """Choices that are measured at most."""
-LOSS_TOKENS = 4096
+LOSS_TOKENS = 2048
 """Calibration tokens (or items, of images) that sensitivities are measured on at most."""
 LOSSES = {"decoder": "mean KL, nat", "encoder": "mean 1 − cosine", "vision": "mean KL, nat"}
 

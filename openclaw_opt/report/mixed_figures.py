@@ -142,7 +142,11 @@ def _sensitivity(record: PassRecord, facts: Mapping[str, Any]) -> Figure:
             },
         ],
     }
-    columns = (Column("Layer", code=True), *(Column(label, numeric=True) for label in facts["candidates"]), Column("Got"))
+    columns = (
+        Column("Layer", code=True),
+        *(Column(label, numeric=True) for label in facts["candidates"]),
+        Column("Got"),
+    )
     rows = [
         (
             Cell(name),
@@ -158,7 +162,9 @@ def _sensitivity(record: PassRecord, facts: Mapping[str, Any]) -> Figure:
         "What quantizing this layer alone costs on calibration data, a mark a candidate; a filled mark is what it got."
         + ("" if len(names) == len(table) else f" The {len(names)} most sensitive of {len(table):,} layers.")
     )
-    return Figure(f"sensitivity-{record.index}", "Sensitivity of each layer", spec, Table(columns, tuple(rows)), caption)
+    return Figure(
+        f"sensitivity-{record.index}", "Sensitivity of each layer", spec, Table(columns, tuple(rows)), caption
+    )
 
 
 def _choice(record: PassRecord, facts: Mapping[str, Any]) -> Figure:
