@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from openclaw_opt.artifacts import Graph, Model
 from openclaw_opt.backends.engines import open_session
 from openclaw_opt.backends.onnxruntime import build as build_ort
+from openclaw_opt.cli.progress import Silent
 from openclaw_opt.errors import BudgetMissed, RecipeError
 from openclaw_opt.graph import to_onnxruntime, to_tensorrt
 from openclaw_opt.metrics.roofline import _bytes as constant_bytes
@@ -205,11 +206,11 @@ MIX = {
     "layers.1.o": Scheme("int4", "rtn", block=64),
 }  # fmt: skip
 TENSORRT_MIX = {
-    "layers.0.qkv": Scheme("int4", "rtn", block=64),
+    "layers.0.qkv": Scheme("int4", "rtn", block=32),
     "layers.0.o": Scheme("int8", "max"),
     "layers.0.down": Scheme("int8_weight_only", "max"),
     "layers.1.gate_up": Scheme("int8", "max"),
-    "layers.1.o": Scheme("int4", "rtn", block=64),
+    "layers.1.o": Scheme("int4", "rtn", block=32),
 }  # fmt: skip
 GGUF_MIX = {name: scheme for name, scheme in MIX.items() if scheme.format in ("int4", "int8_weight_only")}
 
@@ -269,16 +270,11 @@ def test_tensorrt_builds_int4_and_int8_and_float16_in_one_engine(tiny_model: Mod
     graph = to_tensorrt.lower(export_graph(model, tmp_path / "portable", dtype="float16"), tmp_path / "lowered")
     expected = expected_bytes(model, "tensorrt")
     assert {name: held_bytes(graph, name) for name in expected} == expected
-    options = TensorrtOptions(profiles=Profiles(batch=(1, 1, 2), prompt=(1, 8, 16)), require_realised=False)
+    options = TensorrtOptions(profiles=Profiles(batch=(1, 1, 2), prompt=(1, 8, 16)))
     facts = build(graph, target_named("rtx4090"), options, tmp_path / "engine", lambda phase, part: None).facts
     asked = {row.layer: row.asked for row in facts.receipt}
     assert asked == {name: scheme.format for name, scheme in TENSORRT_MIX.items()}
-    assert {row.layer for row in facts.receipt if row.ok} >= {
-        "layers.0.qkv",
-        "layers.0.o",
-        "layers.1.gate_up",
-        "layers.1.o",
-    }
+    assert all(row.ok for row in facts.receipt)
 
 
 def test_gguf_holds_q4_and_q8_and_float_in_one_file(tiny_model: Model, tmp_path: Path) -> None:
@@ -369,7 +365,7 @@ def test_a_whole_build_keeps_its_budget_whatever_the_evaluation_data_is(
     within = '{kl.mean: "<= 0.02"}'
     store = Store(tmp_path / "cache")
     recipe = load_recipe(auto_recipe(write_recipe, within), settings=["budgets={}"])
-    report = build(recipe, store=store, output=tmp_path / "one")
+    report = build(recipe, store=store, output=tmp_path / "one", hooks=Silent())
     record = next(one for one in report.passes if one.word == "quantize")
     facts = record.details["mixed"]
     got = {one["layer"]: one["format"] for one in facts["choice"]}
@@ -413,7 +409,7 @@ def test_a_whole_build_keeps_its_budget_whatever_the_evaluation_data_is(
 def test_what_cannot_be_kept_says_how_close_it_came(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     file = auto_recipe(write_recipe, '{kl.mean: "<= 1e-9"}', (", fp16]", "]"))
     with pytest.raises(BudgetMissed) as caught:
-        build(load_recipe(file, settings=["budgets={}"]), store=Store(tmp_path / "cache"), output=tmp_path / "one")
+        build(load_recipe(file, settings=["budgets={}"]), store=Store(tmp_path / "cache"), output=tmp_path / "one", hooks=Silent())
     assert str(caught.value).startswith(
         "quantize.within: no choice keeps within (kl.mean <= 1e-09) on held-back calibration data; the closest, of predicted loss "
     )
@@ -426,7 +422,8 @@ def test_what_cannot_be_kept_says_how_close_it_came(write_recipe: Callable[..., 
 def test_a_broken_layer_is_named(write_recipe: Callable[..., Path], tmp_path: Path, bad: float) -> None:
     from safetensors.torch import load_file, save_file
 
-    file = auto_recipe(write_recipe, '{kl.mean: "<= 1"}', (str(write_recipe(copy=True).parent), str(tmp_path)))
+    write_recipe(name="spoilt", copy=True)
+    file = auto_recipe(write_recipe, '{kl.mean: "<= 1"}')
     weights = tmp_path / "checkpoint" / "model.safetensors"
     state = load_file(weights)
     state["model.layers.1.mlp.down_proj.weight"][0, 0] = bad

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from openclaw_opt.artifacts import Model
 from openclaw_opt.errors import BudgetMissed
 from openclaw_opt.metrics.roofline import ceilings, layer_seconds
-from openclaw_opt.models.calibrate import Calibration, load_calibration
+from openclaw_opt.models.calibrate import Batch, Calibration, load_calibration
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.footprint import float_bytes, weight_bytes
 from openclaw_opt.models.quantizing import Converted, Input, assemble, converted
@@ -176,7 +176,8 @@ def _losses(layers: Sequence[Layer], module: nn.Module, given: Input, work: Work
 def _first(calibration: Calibration | None) -> Calibration:
     """The first batches, up to LOSS_TOKENS and one at least."""
     assert calibration is not None
-    kept, count = [], 0
+    kept: list[Batch] = []
+    count = 0
     for batch in calibration.batches:
         if kept and count >= LOSS_TOKENS:
             break
