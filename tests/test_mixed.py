@@ -409,7 +409,12 @@ def test_a_whole_build_keeps_its_budget_whatever_the_evaluation_data_is(
 def test_what_cannot_be_kept_says_how_close_it_came(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     file = auto_recipe(write_recipe, '{kl.mean: "<= 1e-9"}', (", fp16]", "]"))
     with pytest.raises(BudgetMissed) as caught:
-        build(load_recipe(file, settings=["budgets={}"]), store=Store(tmp_path / "cache"), output=tmp_path / "one", hooks=Silent())
+        build(
+            load_recipe(file, settings=["budgets={}"]),
+            store=Store(tmp_path / "cache"),
+            output=tmp_path / "one",
+            hooks=Silent(),
+        )
     assert str(caught.value).startswith(
         "quantize.within: no choice keeps within (kl.mean <= 1e-09) on held-back calibration data; the closest, of predicted loss "
     )

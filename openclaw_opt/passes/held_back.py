@@ -53,8 +53,8 @@ class Reading:
         return self.rule.margin(self.value if end is None else end)
 
     def __str__(self) -> str:
-        ends = "" if self.low is None or self.high is None else f" ({self.low:.4g} – {self.high:.4g})"
-        return f"{self.rule.metric} {self.value:.4g}{ends}"
+        ends = "" if self.low is None or self.high is None else f" ({self.low:.5g} – {self.high:.5g})"
+        return f"{self.rule.metric} {self.value:.5g}{ends}"
 
 
 class HeldBack:

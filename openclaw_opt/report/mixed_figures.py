@@ -10,6 +10,8 @@ from openclaw_opt.report import numbers, plot
 from openclaw_opt.report.plot import Figure, Spec
 from openclaw_opt.report.tables import Cell, Column, Table
 
+PROVEN = 1e-9
+"""A gap below this is rounding: the choice is the least there is."""
 SHOWN = 40
 """Layers in a picture, the most sensitive; the table has all."""
 COLOURS = ("good", "bad", "third", "fourth", "open", "reference")
@@ -59,7 +61,9 @@ def rounds(report: Report) -> Table:
                     Cell(f"{one['bits_per_weight']:.2f}", one["bits_per_weight"]),
                     Cell(said),
                     Cell(word, mark="good" if one["taken"] else ""),
-                    Cell(f"{100 * one['solver_gap']:.2g} %", one["solver_gap"]),
+                    Cell(
+                        "none" if one["solver_gap"] < PROVEN else f"{100 * one['solver_gap']:.2g} %", one["solver_gap"]
+                    ),
                 )
             )
     return Table(columns, tuple(rows))
@@ -92,6 +96,11 @@ def _colours(facts: Mapping[str, Any]) -> dict[str, str]:
     return {name: COLOURS[min(i, len(COLOURS) - 1)] for i, name in enumerate(names)}
 
 
+def _every_label(axis: Spec) -> Spec:
+    """Rows stand closer than elsewhere, and each has its name."""
+    return {**axis, "axis": {**axis["axis"], "labelOverlap": False, "labelFontSize": 11}}
+
+
 def _ranked(facts: Mapping[str, Any]) -> list[str]:
     """The most sensitive layers, in the model's order."""
     table = facts["sensitivity"]
@@ -112,6 +121,7 @@ def _sensitivity(record: PassRecord, facts: Mapping[str, Any]) -> Figure:
     ]
     colours = {name: colour for name, colour in _colours(facts).items() if name in facts["candidates"]}
     legend = {"title": None, "orient": "top", "columns": 2, "columnPadding": 24}
+    axis = plot.rows_axis(list(labels.values()))
     shape = {
         "field": "candidate",
         "type": "nominal",
@@ -124,7 +134,7 @@ def _sensitivity(record: PassRecord, facts: Mapping[str, Any]) -> Figure:
             "type": "quantitative",
             "title": f"{facts['loss']}, this layer alone (log scale)",
             "scale": {"type": "log", "nice": True},
-            "axis": {"tickCount": 4, "format": "~g", "domain": False},
+            "axis": {"tickCount": 4, "format": ".0e", "domain": False},
         },
         "color": {**plot.pick("candidate", colours), "legend": legend},
         "shape": shape,
@@ -133,7 +143,7 @@ def _sensitivity(record: PassRecord, facts: Mapping[str, Any]) -> Figure:
         "width": plot.BODY,
         "height": {"step": 17},
         "data": {"values": values},
-        "encoding": {"y": plot.rows_axis(list(labels.values())), **encoding},
+        "encoding": {"y": _every_label(axis), **encoding},
         "layer": [
             {"mark": {"type": "point", "size": 45, "opacity": 1, "strokeWidth": 1.5}},
             {
@@ -181,7 +191,7 @@ def _choice(record: PassRecord, facts: Mapping[str, Any]) -> Figure:
         "height": {"step": 17},
         "data": {"values": values},
         "encoding": {
-            "y": plot.rows_axis(names),
+            "y": _every_label(plot.rows_axis(names)),
             "x": {"field": "value", "type": "quantitative", "axis": None, "scale": {"zero": True, "nice": False}},
         },
         "layer": [
@@ -208,9 +218,9 @@ def _choice(record: PassRecord, facts: Mapping[str, Any]) -> Figure:
 
 def _told(facts: Mapping[str, Any]) -> str:
     gap = facts["solver_gap"]
-    proof = "proven least" if gap < 1e-9 else f"within {100 * gap:.2g} % of the least, as proven"
+    proof = "proven least" if gap < PROVEN else f"within {100 * gap:.2g} % of the least, as proven"
     return (
-        f"Scales and zero points counted. {facts['loss']}: {numbers.significant(facts['predicted'])} predicted, "
+        f"Scales and zero points counted. Loss ({facts['loss']}): {numbers.significant(facts['predicted'])} predicted, "
         f"{numbers.significant(facts['measured'])} measured on {facts['held_back']} samples held back; "
         f"the {facts['minimise']} is {proof} for the allowance; {len(facts['rounds'])} choices were measured."
     )
