@@ -20,6 +20,7 @@ from openclaw_opt.artifacts import Graph, Model
 from openclaw_opt.backends.engines import open_session
 from openclaw_opt.backends.onnxruntime import build as build_ort
 from openclaw_opt.cli.progress import Silent
+from openclaw_opt.data import parse_source
 from openclaw_opt.errors import BudgetMissed, RecipeError
 from openclaw_opt.graph import to_onnxruntime, to_tensorrt
 from openclaw_opt.metrics.roofline import _bytes as constant_bytes
@@ -36,6 +37,8 @@ from openclaw_opt.models.spec import read_facts
 from openclaw_opt.models.store import open_model, save_model
 from openclaw_opt.numerics.correction import best, closest, correct
 from openclaw_opt.numerics.knapsack import SLACK, Choice, choose
+from openclaw_opt.passes import View, Work
+from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.pipeline import build, work_of
 from openclaw_opt.plan import check_recipe, make_plan
 from openclaw_opt.recipe import load_recipe, resolved_yaml
@@ -438,3 +441,85 @@ def test_a_broken_layer_is_named(write_recipe: Callable[..., Path], tmp_path: Pa
     source = load_model(plan.checkpoint, tmp_path / "loaded")[0]
     with pytest.raises(RecipeError, match=r"layers\.1\.down.*NaN or infinite"):
         plan.steps[1].part.run(source, work_of(plan, tmp_path / "out", Store(tmp_path / "c"), lambda part, text: None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "changes", "within", "formats"),
+    [
+        ("bert", {}, {"embedding.cosine.mean": ">= 0.999"}, ["int4", "int8", "fp16"]),
+        ("vit", {"image_size": 8, "num_channels": 1}, {"agreement.class": ">= 0.9"}, ["int4", "int8"]),
+        ("resnet", {}, {"agreement.class": ">= 0.9"}, ["int8", "fp16"]),
+    ],
+)
+def test_encoders_and_vision_models_get_a_mix(
+    family: str,
+    changes: dict[str, Any],
+    within: dict[str, str],
+    formats: list[str],
+    tmp_path: Path,
+    corpora: dict[str, Path],
+) -> None:
+    checkpoint = open_tiny(write_checkpoint(tmp_path / "checkpoint", family, **changes))
+    model = load_model(checkpoint, tmp_path / "model")[0]
+    text = {"source": "text", "path": str(corpora["calibration"]), "split": "all", "samples": 1, "length": 32}
+    source = parse_source(text if family == "bert" else {"source": "digits", "split": "calibration", "samples": 80})
+    if family == "bert":
+        lines = corpora["calibration"].read_text().splitlines()[:24]
+        for i, line in enumerate(lines):
+            (tmp_path / "texts").mkdir(exist_ok=True)
+            (tmp_path / "texts" / f"{i}.txt").write_text(line)
+        source = parse_source({**text, "path": str(tmp_path / "texts" / "*.txt"), "samples": 24})
+    work = Work(tmp_path / "out", checkpoint, host(), "onnxruntime", source, tmp_path / "data")
+    options = {"format": "auto", "candidates": formats, "within": within}
+    made = Quantize.model_validate_json(json.dumps(options))
+    spec = read_facts(model).spec
+    assert not made.check(View(spec, host(), "onnxruntime", source, ()))
+    done = made.run(model, work)
+    got = {one["layer"]: one["format"] for one in done.details["mixed"]["choice"]}
+    assert set(got.values()) <= set(formats)
+    assert {n: q.format for n, q in read_facts(done.artifact).quant.items()} == {
+        n: f for n, f in got.items() if f != "fp16"
+    }
+    graph = to_onnxruntime.lower(
+        export_graph(done.artifact, tmp_path / "portable", dtype="float32"), tmp_path / "lowered", accuracy_level=0
+    )
+    sizes = {one["layer"]: one["bytes"] for one in done.details["mixed"]["choice"]}
+    assert {name: held_bytes(graph, name) for name in sizes} == sizes
+
+
+@pytest.mark.slow
+def test_sensitivities_are_those_of_modelopts_auto_quantize(tiny_model: Model, tmp_path: Path) -> None:
+    """Its `kl_div` scores are sums over positions of the same divergence, found by running the whole model."""
+    import modelopt.torch.quantization as mtq
+
+    module, theirs = open_model(tiny_model), open_model(tiny_model)
+    scheme = Scheme("int4", "rtn", block=32)
+    made = {
+        name: {"int4": QuantLinear.from_parts(plain_parts(module.get_submodule(name), scheme, 4.0))}
+        for name, _ in linears(module)
+    }
+    data = decoder_calibration(torch.randint(3, 256, (4, 48), generator=torch.Generator().manual_seed(0)), 4)
+    ours = sensitivities(module, made, data, Journal(tmp_path / "journal", ""), lambda part, text: None)
+    weights = {"num_bits": 4, "block_sizes": {-1: 32, "type": "static"}}
+    config = {
+        "quant_cfg": [
+            {"quantizer_name": "*", "enable": False},
+            {"quantizer_name": "*weight_quantizer", "cfg": weights},
+        ],
+        "algorithm": "max",
+    }
+    _, state = mtq.auto_quantize(
+        theirs.requires_grad_(True),
+        constraints={"effective_bits": 8.0},
+        quantization_formats=[config],
+        data_loader=list(data.batches),
+        forward_step=lambda model, batch: model(*batch)[0],
+        num_calib_steps=1,
+        num_score_steps=1,
+        method="kl_div",
+    )
+    scores = {name.removesuffix(".quant_recipe"): row["scores"][0] for name, row in state["candidate_stats"].items()}
+    assert scores.keys() == ours.keys()
+    for name, score in scores.items():
+        assert ours[name]["int4"] == pytest.approx(score / data.tokens, rel=2e-3), name

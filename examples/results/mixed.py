@@ -4,7 +4,7 @@
 
 The first row is `recipes/mixed-int4-int8-cpu.yaml` up to the model; its report says which layers it restored to int8. The others are
 uniform int4 of more bits, and int4 with as many bytes given to other layers: drawn at random, or the least sensitive. All are built
-by `openclaw-opt build` on the recipe's own data and compared on its evaluation data, sequence by sequence. `--cache` and
+by `openclaw-opt build` on 32 sequences of the recipe's data and compared on its evaluation data, sequence by sequence. `--cache` and
 `--folder` say where builds go.
 """
 
@@ -29,8 +29,9 @@ from openclaw_opt.report import read_report
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = "recipes/mixed-int4-int8-cpu.yaml"
+DATA = ("data.calibration.samples=32", "data.evaluation.samples=32")
 BLOCK = 128
-DRAWS = 2
+DRAWS = 1
 NUMBERS = ("kl.mean", "agreement.top1", "bits_per_byte.recovery")
 CHANGES = {"kl.mean": ("%", 0), "agreement.top1": ("points", 2), "bits_per_byte": ("%", 3)}
 """Measurement → unit of its change, and digits after the point."""
@@ -62,7 +63,7 @@ def build(name: str, settings: list[str], options: argparse.Namespace) -> Report
     output = options.folder / name.replace(",", "").replace(" ", "-")
     command = [sys.executable, "-m", "openclaw_opt", "build", "--recipe", RECIPE, "--until", "model"]
     command += ["--output", str(output), *([] if options.cache is None else ["--cache", str(options.cache)])]
-    command += [part for value in settings for part in ("--set", value)]
+    command += [part for value in (*DATA, *settings) for part in ("--set", value)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         sys.exit(f"{name} ended with exit code {done.returncode}: {' '.join(command)}")
@@ -139,7 +140,7 @@ def main() -> None:
     shapes = {layer: (parameters[layer] // inputs[layer], inputs[layer]) for layer in choice}
     extra = {n: weight_bytes(s, eight, "onnxruntime") - weight_bytes(s, four, "onnxruntime") for n, s in shapes.items()}
     room = sum(extra[layer] for layer in up)
-    rows: dict[str, list[str]] = {f"int4 block {block}, uniform": [uniform(block)] for block in (128, 64, 32)}
+    rows: dict[str, list[str]] = {f"int4 block {block}, uniform": [uniform(block)] for block in (64, 32)}
     others = [layer for layer in choice if layer not in up]
     for draw in range(DRAWS):
         order = random.Random(draw).sample(others, len(others))
@@ -165,10 +166,10 @@ Made by `python examples/results/mixed.py > docs/results/mixed.md` on {datetime.
 {mix.machine.title}, shared with other work; torch {mix.versions.get("torch", "?")}.
 
 `{RECIPE}` gave int8 to {", ".join(f"`{layer}`" for layer in up) or "no layer"} of {len(choice)} linear layers, and int4 in blocks of
-{BLOCK} to the others; it looked at calibration data alone. Below, on its evaluation data: int4 for all layers, and the same bytes of
+{BLOCK} to the others; it looked at calibration data alone. Below, on 32 sequences of its evaluation data: int4 for all layers, and the same bytes of
 int8 given to other layers. All linear layers are quantized, the head too; the embedding is not counted and stays float. Bits and MB are
 of ONNX Runtime's graph, whose scales are float32. In brackets: 95 % intervals of the change from the first row, paired by sequence.
-The others are calibrated on all 64 samples, the first row's layers on {facts["fitted"]}, since {facts["held_back"]} were held back to measure choices.
+The others are calibrated on all 32 samples of 256 tokens, the first row's layers on {facts["fitted"]}, since {facts["held_back"]} were held back to measure choices.
 
 {table(HEAD, lines)}""")
     if missing:
