@@ -169,7 +169,8 @@ Made by `python examples/results/mixed.py > docs/results/mixed.md` on {datetime.
 {BLOCK} to the others; it looked at calibration data alone. Below, on 32 sequences of its evaluation data: int4 for all layers, and the same bytes of
 int8 given to other layers. All linear layers are quantized, the head too; the embedding is not counted and stays float. Bits and MB are
 of ONNX Runtime's graph, whose scales are float32. In brackets: 95 % intervals of the change from the first row, paired by sequence.
-The others are calibrated on all 32 samples of 256 tokens, the first row's layers on {facts["fitted"]}, since {facts["held_back"]} were held back to measure choices.
+The others are calibrated on all 32 samples of 256 tokens, the first row's layers
+on {facts["fitted"]}, since {facts["held_back"]} were held back to measure choices.
 
 {table(HEAD, lines)}""")
     if missing:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from openclaw_opt.backends import DecoderSession
 
 Data = TokenSet | SentenceSet | ImageSet
+FEWEST_RIGHT = 8
+"""Items that count, of a share of them, below which draws without any have no ratio."""
 NOT_RUN = "a choice is no engine"
 
 
@@ -152,8 +154,11 @@ def _reading(rule: Rule, row: Measurement) -> Reading:
 def _ends(row: Measurement, confidence: float) -> tuple[float, float] | None:
     """The interval of what the row is made of; else the one it states, for as much confidence as that has."""
     items, weights = np.asarray(row.items), np.asarray(row.weights)
+    if len(items) and paired.is_binary(weights) and weights.sum() < FEWEST_RIGHT:
+        return None
     if len(items):
-        if paired.is_binary(items) and (weights == 1).all():
+        # Cosines that are 1 to all digits that are kept are no share of right answers.
+        if paired.is_binary(items) and (weights == 1).all() and not row.name.startswith("embedding.cosine"):
             return paired.wilson_interval(int(items.sum()), len(items), confidence)
         return paired.bootstrap(lambda rows: items[rows].sum(1) / weights[rows].sum(1), len(items), confidence)
     if row.low is None or row.high is None or confidence > 0.95:
