@@ -37,6 +37,10 @@ CHANGES = {"kl.mean": ("%", 0), "agreement.top1": ("points", 2), "bits_per_byte"
 """Measurement → unit of its change, and digits after the point."""
 
 
+def folder_of(name: str) -> str:
+    return name.replace(",", "").replace(":", "").replace(" ", "-")
+
+
 def restored(layers: list[str]) -> str:
     """int4 for all but these, which get int8; as a value of `--set`."""
     kept = ", ".join(layers)
@@ -60,7 +64,7 @@ def filled(order: list[str], extra: dict[str, int], room: int) -> list[str]:
 
 def build(name: str, settings: list[str], options: argparse.Namespace) -> Report:
     """`openclaw-opt build --until model` as a user types it; ends this script when it fails."""
-    output = options.folder / name.replace(",", "").replace(" ", "-")
+    output = options.folder / folder_of(name)
     command = [sys.executable, "-m", "openclaw_opt", "build", "--recipe", RECIPE, "--until", "model"]
     command += ["--output", str(output), *([] if options.cache is None else ["--cache", str(options.cache)])]
     command += [part for value in (*DATA, *settings) for part in ("--set", value)]
@@ -133,7 +137,7 @@ def main() -> None:
     choice = {one["layer"]: one for one in facts["choice"]}
     up = [layer for layer, one in choice.items() if one["format"] != low]
     parameters = {layer: one["parameters"] for layer, one in choice.items()}
-    folder = options.folder / name.replace(",", "").replace(" ", "-")
+    folder = options.folder / folder_of(name)
     inputs = inputs_of(folder)
     eight = LayerQuant(format="int8_weight_only", kind="int8")
     four = LayerQuant(format="int4", kind="int4", block=BLOCK)
@@ -156,7 +160,7 @@ def main() -> None:
     weights = sum(parameters.values())
     lines = []
     for title, report in reports.items():
-        at = options.folder / title.replace(",", "").replace(" ", "-")
+        at = options.folder / folder_of(title)
         size = size_of(parameters, at)
         lines.append(cells(title, report, mix, size, 8 * size / weights))
     missing = [title for title in rows if title not in reports]
