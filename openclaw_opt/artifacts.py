@@ -42,6 +42,15 @@ class LayerFormat(Facts):
     """Elements of the input axis that share a scale; None for per-channel."""
 
 
+class LayerZeros(Facts):
+    """Zeros that a pass put into one layer's weight and that every later pass keeps."""
+
+    pattern: Literal["2:4", "unstructured"]
+    """`2:4`: at most two of four neighbouring inputs of an output are not zero."""
+    share: float
+    """Of the weight, 0 to 1."""
+
+
 class KvShape(Facts):
     """Shape of one decoder layer's cache: past_key_values.i.key is [batch, kv_heads, past, head_dim]."""
 
@@ -72,6 +81,8 @@ class GraphFacts(Facts):
     decoder: dict[str, Any] = {}
     """The DecoderSpec as JSON, for runtimes that bring the architecture themselves; empty for other tasks."""
     quantized: tuple[LayerFormat, ...] = ()
+    sparse: dict[str, LayerZeros] = {}
+    """Layers whose weights hold zeros on purpose, by name."""
     fusions: dict[str, int] = {}
     """How often each rewrite applied, by its name."""
     quantized_activations: bool = False
@@ -162,8 +173,8 @@ class Measurement(Facts):
     compared item by item; the value is Σ items / Σ weights."""
     weights: tuple[float, ...] = ()
     """What each item counts: tokens, bytes, or 1; as many as `items`."""
-    at: dict[str, int] = {}
-    """Conditions of this row, e.g. {"batch": 4}, where a metric gives the same number under several; budgets look at
+    at: dict[str, int | str] = {}
+    """Conditions of this row, e.g. {"batch": 4} or {"task": "arc_easy acc"}, where a metric gives the same number under several; budgets look at
     rows without."""
 
     @model_validator(mode="after")

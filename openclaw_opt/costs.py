@@ -40,10 +40,10 @@ class Bounded:
 
 def least_seconds(work: Work | None, facts: GraphFacts, options: Roofline) -> dict[str, Bounded]:
     """The bound of every GPU row for one graph. `work` is None where there is no graph to count. Pure."""
-    return {name: _bounded(work, facts, options, target) for name, target in TARGETS.items()}
+    return {name: bounded(work, facts, options, target) for name, target in TARGETS.items()}
 
 
-def _bounded(work: Work | None, facts: GraphFacts, options: Roofline, target: Target) -> Bounded:
+def bounded(work: Work | None, facts: GraphFacts, options: Roofline, target: Target) -> Bounded:
     if work is None:
         return Bounded(None, why="there is no graph to count")
     lacking = sorted({one.format for one in facts.quantized if not target.realises(FORMATS[one.format], "tensorrt")})
@@ -77,6 +77,14 @@ def costs_of(
         own = _of_bound(target, task, bounds[target.name], own.price_source)
     others = (row for row in TARGETS.values() if row.name != target.name)
     return (own, *(_of_bound(row, task, bounds[row.name], ROW_PRICE) for row in others if row.name in bounds))
+
+
+def pass_cost(
+    target: Target, task: Task, measurements: Sequence[Measurement], bound: Bounded | None, *, priced_by_recipe: bool
+) -> CostRecord:
+    """What a million cost on the engine that a pass leads to: from its measured throughput, or at least, from its bound. Pure."""
+    source = RECIPE_PRICE if priced_by_recipe else ROW_PRICE
+    return _measured(target, task, measurements, source) if bound is None else _of_bound(target, task, bound, source)
 
 
 def _unpriced(target: Target, task: Task, source: str) -> CostRecord:

@@ -43,7 +43,7 @@ def subject_of(plan: Plan, artifact: Artifact, graph: Graph | None, store: Store
     data = evaluation_data(plan, store)
     facts = artifact.facts if isinstance(artifact, Engine) else None
     return Subject(
-        facts=_graph_facts(plan.spec, artifact),
+        facts=facts_of(plan.spec, artifact),
         target=plan.recipe.target,
         accuracy=_accuracy(artifact, graph, facts),
         speed=_speed(artifact, facts),
@@ -53,7 +53,8 @@ def subject_of(plan: Plan, artifact: Artifact, graph: Graph | None, store: Store
         files=tuple(_files(artifact)),
         original_files=tuple(plan.listing.weights),
         graph=_graph_folder(artifact, graph),
-        tokenizer=_tokenizer(plan),
+        tokenizer=_tokenizer(plan, artifact),
+        **_other_tokens(plan, artifact, data),
         **_memory(artifact, facts),
     )
 
@@ -108,12 +109,25 @@ def _memory(artifact: Artifact, facts: EngineFacts | None) -> dict[str, Any]:
     return {"memory_command": memory_command(artifact.folder), "load_command": load_command(artifact.folder)}
 
 
-def _tokenizer(plan: Plan) -> Path | None:
-    file = plan.checkpoint.folder / "tokenizer.json"
-    return file if file.is_file() else None
+def _tokenizer(plan: Plan, artifact: Artifact) -> Path | None:
+    """The artifact's own, else the checkpoint's."""
+    files = (folder / "tokenizer.json" for folder in (artifact.assets, plan.checkpoint.folder))
+    return next((file for file in files if file.is_file()), None)
 
 
-def _graph_facts(spec: DecoderSpec | HfSpec, artifact: Artifact) -> GraphFacts:
+def _other_tokens(plan: Plan, artifact: Artifact, data: TokenSet | SentenceSet | ImageSet | None) -> dict[str, Any]:
+    """The checkpoint's tokenizer and the evaluation text in the artifact's tokens, where a pass has changed the tokenizer."""
+    from openclaw_opt.data.load import TokenSet, in_own_tokens
+
+    theirs, ours = plan.checkpoint.folder / "tokenizer.json", _tokenizer(plan, artifact)
+    if ours is None or not theirs.is_file() or ours.read_bytes() == theirs.read_bytes():
+        return {}
+    own = in_own_tokens(data, theirs, ours) if isinstance(data, TokenSet) else None
+    return {"original_tokenizer": theirs, "own": own}
+
+
+def facts_of(spec: DecoderSpec | HfSpec, artifact: Artifact) -> GraphFacts:
+    """What a graph of the artifact states."""
     if isinstance(artifact, Engine):
         return artifact.facts.graph
     if isinstance(artifact, Graph):

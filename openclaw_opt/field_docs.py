@@ -9,7 +9,7 @@ import ast
 import inspect
 import textwrap
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel
 
@@ -17,13 +17,26 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def described(cls: type[Model]) -> type[Model]:
-    """The class, every field with its description; its schema then has them too."""
+    """The class, every field with its description, and those of mappings in it; its schema then has them too."""
+    for inner in nested(cls).values():
+        described(inner)
     missing = {name: field for name, field in cls.model_fields.items() if field.description is None}
     for name, field in missing.items():
         field.description = _docs(cls).get(name)
     if missing:
         cls.model_rebuild(force=True)
     return cls
+
+
+def nested(cls: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Fields that are mappings with fields of their own."""
+    kinds = {name: (field.annotation, *get_args(field.annotation)) for name, field in cls.model_fields.items()}
+    return {
+        name: kind
+        for name, every in kinds.items()
+        for kind in every
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
 
 
 def _docs(cls: type[BaseModel]) -> dict[str, str]:

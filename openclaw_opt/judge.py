@@ -12,11 +12,12 @@ import psutil
 
 from openclaw_opt.artifacts import Artifact, Engine, Graph, Measurement, Model
 from openclaw_opt.comparison.budgets import Case, judge_budget
-from openclaw_opt.comparison.comparable import Provenance, machine_line
+from openclaw_opt.comparison.comparable import Provenance
 from openclaw_opt.errors import BudgetMissed, MachineError
 from openclaw_opt.plan import Plan, source_facts
 from openclaw_opt.recipe import resolved_yaml
 from openclaw_opt.records import BaselineRecord, BudgetRecord, MachineRecord, PassRecord, Report, Verdict
+from openclaw_opt.report.provenance import machine_line
 from openclaw_opt.targets import cpu_title, host
 from openclaw_opt.versions import versions
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openclaw_opt.artifacts import Artifact, Engine, Graph, GraphFacts, Measurement
 from openclaw_opt.costs import Bounded, costs_of, least_seconds
 from openclaw_opt.metrics.roofline import Roofline, read_work
 from openclaw_opt.plan import Plan, Step, source_digest, source_facts
+from openclaw_opt.recipe import Recipe
 from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.store import Store, digest
 from openclaw_opt.targets import TARGETS, cpu_title, host
@@ -45,16 +46,19 @@ def remembered(store: Store, key: str, make: Callable[[], tuple[Measurement, ...
 
 
 def _key(plan: Plan, last: Step) -> str:
-    return digest(
-        {
-            "measure": [{metric.word: metric.model_dump(mode="json")} for metric in plan.recipe.metrics],
-            "of": last.key,
-            "data": source_facts(plan.recipe.evaluation),
-            "machine": [cpu_title(), host().title],
-            "versions": versions(),
-            "openclaw_opt": source_digest(),
-        }
-    )
+    metrics = [{metric.word: _deciding(metric.model_dump(mode="json"))} for metric in plan.recipe.metrics]
+    return measurement_key({"measure": metrics, "of": last.key, "data": source_facts(plan.recipe.evaluation)})
+
+
+def _deciding(options: dict[str, Any]) -> dict[str, Any]:
+    """`passes` is of other engines than the one that is measured."""
+    return {name: value for name, value in options.items() if name != "passes"}
+
+
+def measurement_key(of: Mapping[str, Any]) -> str:
+    """Of what is measured on this machine with these versions."""
+    here = {"machine": [cpu_title(), host().title], "versions": versions(), "openclaw_opt": source_digest()}
+    return digest({**of, **here})
 
 
 def _measure(
@@ -74,16 +78,24 @@ def _measure(
 
 def with_costs(report: Report, plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store) -> Report:
     """The report with what a million tokens cost on each target; the bounds come from the store where they are known."""
-    priced = isinstance(plan.recipe.located.data.get("target"), dict) and plan.recipe.target.hourly_usd is not None
-    bounds = _bounds(plan, steps, artifact, store)
+    priced, bounds = priced_by_recipe(plan.recipe), _bounds(plan, steps, artifact, store)
     costs = costs_of(plan.recipe.target, report.task, report.measurements, bounds, priced_by_recipe=priced)
     return report.model_copy(update={"costs": costs})
 
 
+def priced_by_recipe(recipe: Recipe) -> bool:
+    """Does the recipe itself say what an hour costs?"""
+    return isinstance(recipe.located.data.get("target"), dict) and recipe.target.hourly_usd is not None
+
+
+def roofline_of(recipe: Recipe) -> Roofline:
+    """The recipe's roofline, or one with every default."""
+    return next((metric for metric in recipe.metrics if isinstance(metric, Roofline)), Roofline())
+
+
 def _bounds(plan: Plan, steps: Sequence[Step], artifact: Artifact, store: Store) -> dict[str, Bounded]:
     """The least seconds of a token on every GPU row; counted once for a graph and the roofline's options."""
-    found = next((metric for metric in plan.recipe.metrics if metric.word == "roofline"), None)
-    options = found if isinstance(found, Roofline) else Roofline()
+    options = roofline_of(plan.recipe)
     rows = {name: asdict(row) | {"hourly_usd": None} for name, row in TARGETS.items()}
     key = digest({"bounds": options.model_dump(), "of": steps[-1].key, "targets": rows, "code": source_digest()})
     stored = store.find(key)

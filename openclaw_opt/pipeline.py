@@ -29,23 +29,25 @@ from openclaw_opt.passes import PROOF, Done, Work
 from openclaw_opt.plan import Plan, Step, fuse_context, make_plan, output_folder, source_facts, steps_until, why_redone
 from openclaw_opt.publish import Manifest, locked, prepare, publish, read_manifest
 from openclaw_opt.recipe import Recipe
-from openclaw_opt.records import BaselineRecord, PassRecord, Report, Verification
+from openclaw_opt.records import BaselineRecord, HistoryRecord, PassRecord, Report, Verification
 from openclaw_opt.report import read_report
 from openclaw_opt.store import Store, digest, tree_size
 from openclaw_opt.turns import Turns
+from openclaw_opt.waterfall import Workplace, with_passes
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
 ALONE = Turns()
 WEIGHTS = (".safetensors", ".onnx", ".data", ".plan", ".gguf")
 
 
-def build(
+def build(  # noqa: PLR0913 - what a build can be asked, by name
     recipe: Recipe,
     *,
     store: Store,
     output: Path | None = None,
     until: str | None = None,
     baseline: Path | None = None,
+    history: Path | None = None,
     hooks: Hooks,
     turns: Turns = ALONE,
 ) -> Report:
@@ -53,6 +55,7 @@ def build(
 
     Args:
         baseline: a report.json, or the folder of a build, of the same checkpoint: what budgets `against: baseline` compare with.
+        history: a file or folder of builds; those that can be compared stand in the report beside this one.
         turns: how this build shares the machine with others that run at the same time.
     """
     began, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
@@ -60,12 +63,14 @@ def build(
     with locked(folder), disk_errors(), peak_memory() as peak:
         prepare(folder)
         plan = make_plan(recipe, store)
-        against = opened_baseline(plan, baseline)
+        against, beside = opened_baseline(plan, baseline), opened_history(plan, history)
         steps = steps_until(plan, until)
         read_data(plan, steps, store)
         untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks, turns)
         measurements = measure(plan, steps, artifact, store, hooks, turns)
         records = with_latency(untimed, measurements)
+        if not turns.shared:
+            records = with_passes(records, plan, steps, artifact, Workplace(store, hooks, turns, run_steps))
         report = judge(
             plan,
             records,
@@ -78,7 +83,7 @@ def build(
             output=folder,
             baseline=against,
         )
-        report = with_costs(report, plan, steps, artifact, store)
+        report = with_costs(report.model_copy(update={"history": beside}), plan, steps, artifact, store)
         publish(folder, report, artifact, Manifest.of(plan, steps, records, report), store)
     return report
 
@@ -110,6 +115,16 @@ def opened_baseline(plan: Plan, path: Path | None) -> BaselineRecord | None:
     report = read_report(path)
     check_model(provenance_of_plan(plan), provenance_of(report), f"--baseline {path}")
     return baseline_record(report, str(path))
+
+
+def opened_history(plan: Plan, path: Path | None) -> HistoryRecord | None:
+    """Earlier builds for the report. Raises RecipeError, before any work, for what cannot be read or compared."""
+    if path is None:
+        return None
+    from openclaw_opt.comparison.earlier import earlier_builds
+    from openclaw_opt.history import read_history
+
+    return earlier_builds(read_history(path), provenance_of_plan(plan), plan.checkpoint.files, str(path))
 
 
 def run_steps(
@@ -219,12 +234,14 @@ def _progress(hooks: Hooks, fraction: float, text: str) -> None:
 
 def _verified(plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[Any]) -> Verification | None:
     from openclaw_opt import verify
+    from openclaw_opt.evaluate import facts_of
 
     if step.part.kind == "lossy":
         return None
     if isinstance(done.artifact, Engine) and cannot_run(done.artifact.facts):
         return None  # the graph it is made of was verified by the pass before
-    probe = verify.make_probe(plan.spec, plan.recipe.seed, fuse_context(plan.recipe))
+    spec = plan.spec.model_copy(update={"vocab": facts_of(plan.spec, done.artifact).vocab})  # trimmed, it may be
+    probe = verify.make_probe(spec, plan.recipe.seed, fuse_context(plan.recipe))
     return verify.compare(step.part, source, done.artifact, probe, done.proof)
 
 

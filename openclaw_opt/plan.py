@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,8 @@ def check_recipe(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
     mistakes += _data_mistakes(recipe, spec)
     if mistakes:
         raise RecipeError("the recipe cannot be done", where=str(recipe.file), mistakes=mistakes)
-    for source in (recipe.calibration, recipe.evaluation):
-        missing = source.missing() if source is not None else None
+    sources = (source for source in (recipe.calibration, recipe.evaluation) if source is not None)
+    for missing in (*(one.missing() for one in sources), *(one.missing() for one in recipe.metrics)):
         if missing is not None:
             raise missing
     return listing, spec
@@ -107,11 +107,17 @@ def _legality(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
                 where=recipe.located.place(("metrics", i)),
                 fix=f"lower it, or raise the third number of `build: {{{name}: [min, opt, max]}}`",
             )
-        if spec.task not in metric.tasks:
-            fits = ", ".join(metric.tasks)
+        if spec.task not in metric.for_tasks:
+            fits = ", ".join(metric.for_tasks)
             yield RecipeError(
                 f"metric {metric.word!r} measures {fits} models; this one is a {spec.task}",
                 where=recipe.located.place(("metrics", i)),
+            )
+        try:
+            metric.check()
+        except RecipeError as error:
+            yield RecipeError(
+                f"metric {metric.word!r}: {error.what}", where=recipe.located.place(("metrics", i)), fix=error.fix
             )
     given = {name for metric in recipe.metrics for name in metric.measurement_names(spec.task)}
     for budget in recipe.budgets:
@@ -208,20 +214,25 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
     listing, spec = check_recipe(recipe)
     checkpoint = Checkpoint(listing.folder, listing.config, {path.name: hashes.of(path) for path in listing.weights})
     hashes.write()
+    plan = Plan(recipe, listing, checkpoint, spec, ())
+    plan = replace(plan, steps=keyed_steps(plan, store))
+    _check_disk(plan, store)
+    return plan
+
+
+def keyed_steps(plan: Plan, store: Store) -> tuple[Step, ...]:
+    """The recipe's passes, each with its key."""
+    recipe = plan.recipe
     steps: list[Step] = []
-    config = digest(checkpoint.config)
-    before: dict[str, Any] = {
-        "checkpoint": {"files": checkpoint.files, "config": config, "assets": listing.assets_digest()}
-    }
+    files, config = plan.checkpoint.files, digest(plan.checkpoint.config)
+    before: dict[str, Any] = {"checkpoint": {"files": files, "config": config, "assets": plan.listing.assets_digest()}}
     for index, part in enumerate(recipe.passes):
-        facts = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, spec, index))}
+        facts = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, plan.spec, index))}
         ingredients = json.loads(json.dumps(facts))  # as the manifest gives them back: lists, no tuples
         key = digest(ingredients)
         steps.append(Step(index, part, key, ingredients, store.find(key) is not None))
         before = {"input": {"pass": part.word, "key": key}}
-    plan = Plan(recipe, listing, checkpoint, spec, tuple(steps))
-    _check_disk(plan, store)
-    return plan
+    return tuple(steps)
 
 
 def _ingredients(part: Pass, recipe: Recipe) -> dict[str, Any]:

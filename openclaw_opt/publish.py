@@ -80,7 +80,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this build. Raises MachineError when another build has it; a dead one's lock is no lock."""
+    """Hold the folder for this build. Raises MachineError when another build has it; a dead one's lock is no lock.
+
+    What was made for the lock goes again where nothing was built: a refused build leaves no trace.
+    """
+    made = [path for path in folder.parents if not path.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
@@ -98,7 +102,12 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not folder.exists() and not _old(folder).exists():
+            Path(lock.lock_file).unlink(missing_ok=True)  # while we hold it: who comes later makes another
         lock.release()
+        with contextlib.suppress(OSError):  # another build is at work in there
+            for path in made:
+                path.rmdir()
 
 
 def prepare(folder: Path) -> None:

@@ -289,7 +289,8 @@ class _Reader:
     def _validated(self, cls: type[Part], value: Mapping[str, Any], path: Path_) -> Part | None:
         try:
             # Through JSON, so that strict mode takes a list for a tuple but never a string for a number.
-            return cls.model_validate_json(json.dumps(value))
+            context = {"folder": self._folder_of((*path, "folder"))}
+            return cls.model_validate_json(json.dumps(value), context=context)
         except ValidationError as error:
             for one in error.errors():
                 # What fits no member of a union is explained by the reader of that section, once and better.

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from openclaw_opt.data import Source, source_class, source_names
 from openclaw_opt.errors import BudgetMissed, MachineError, OptError, RecipeError, VerificationError
-from openclaw_opt.field_docs import described
+from openclaw_opt.field_docs import described, nested
 from openclaw_opt.formats import FORMATS, Format
 from openclaw_opt.metrics import Metric, Number
 from openclaw_opt.parts import part_named, part_names
@@ -125,7 +125,7 @@ def recipe_reference() -> str:
 def _top() -> list[str]:
     return [
         "## Keys of a recipe\n",
-        *_options(Grammar),
+        *_options(Grammar, inner=False),
         "### `target` as a mapping\n",
         *_options(TargetChoice),
         "### `data`\n",
@@ -258,14 +258,21 @@ def _exit_codes() -> list[str]:
     return ["## Exit codes\n", *_table(["code", "meaning"], rows)]
 
 
-def _options(cls: type[BaseModel]) -> list[str]:
-    """The table of a model's fields."""
+def _options(cls: type[BaseModel], *, inner: bool = True) -> list[str]:
+    """The table of a model's fields, with those of mappings in it or without."""
     schema = described(cls).model_json_schema()
     required = schema.get("required", [])
     rows = [
         [f"`{name}`", _type(field), "required" if name in required else _default(field), field.get("description", "")]
         for name, field in schema["properties"].items()
     ]
+    for name, mapping in (nested(cls) if inner else {}).items():
+        fields = described(mapping).model_json_schema()["properties"]
+        at = next(i for i, row in enumerate(rows) if row[0] == f"`{name}`") + 1
+        rows[at:at] = [
+            [f"`{name}.{one}`", _type(field), _default(field), field.get("description", "")]
+            for one, field in fields.items()
+        ]
     return _table(["option", "type", "default", "meaning"], rows) if rows else ["It has no options.\n"]
 
 

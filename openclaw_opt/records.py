@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from openclaw_opt.artifacts import Facts, KernelRow, Measurement, ReceiptRow
 
-SCHEMA_VERSION = 2
-"""Version 2 added items, conditions, evidence of budgets, the baseline and cost; a report of version 1 reads as one without them."""
+SCHEMA_VERSION = 3
+"""Version 2 added items, conditions, evidence of budgets, the baseline and cost; version 3 latency and cost of every pass, and
+earlier builds. A report of an earlier version reads as one without them."""
 BudgetResult = Literal["met", "missed", "undecided"]
 Against = Literal["nothing", "checkpoint", "baseline"]
 Verdict = Literal["within budget", "budget missed", "undecided", "no budgets", "not finished"]
@@ -60,6 +61,39 @@ class BaselineRecord(Facts):
     """Its metrics with their options: under what its numbers were taken."""
 
 
+class EarlierBuild(Facts):
+    """A build of a history, with the numbers of it that may be compared with this build's."""
+
+    name: str
+    """The recipe's name."""
+    label: str = ""
+    started: str
+    """UTC, ISO 8601."""
+    verdict: str
+    target: str
+    machine: str
+    measurements: tuple[Measurement, ...] = ()
+
+
+class LeftOut(Facts):
+    """How many builds of a history are not compared, and why."""
+
+    why: str
+    builds: int
+
+
+class HistoryRecord(Facts):
+    """What `--history` named, as far as it can be compared."""
+
+    path: str
+    builds: tuple[EarlierBuild, ...] = ()
+    """Oldest first."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Builds that are not shown."""
+    untimed: tuple[LeftOut, ...] = ()
+    """Builds that are shown without numbers that depend on the target or the machine."""
+
+
 class CostRecord(Facts):
     """What a million tokens (or samples) cost on one target, and the price used."""
 
@@ -99,7 +133,8 @@ class LayerRecord(Facts):
     output_sqnr_db: float | None = None
     """The same for the layer's output on calibration data."""
     plain_weight_sqnr_db: float | None = None
-    """The weight's with ranges from largest values and rounding to nearest (max, rtn): what the algorithm is to beat."""
+    """The weight's with ranges from largest values and rounding to nearest (max, rtn), or with zeros by magnitude: what the
+    algorithm is to beat."""
     plain_output_sqnr_db: float | None = None
     """The output's with the same; both None where that is what was done."""
     note: str = ""
@@ -128,7 +163,15 @@ class PassRecord(Facts):
     accuracy: tuple[Measurement, ...] = ()
     """Measured after the pass: the waterfall's steps. Empty after an exact pass: it is the value before."""
     latency: tuple[Measurement, ...] = ()
-    """Measured or `not measured` after the pass."""
+    """Of `timed`: measured, `not measured`, or a bound (subject `bound`), in turns with the other passes' engines."""
+    timed: str = ""
+    """What `latency` is of: what the pass gave, by the passes that turn it into an engine; empty where nothing was asked."""
+    speedups: tuple[Measurement, ...] = ()
+    """`speedup.pass` (a token or batch) and `speedup.pass.prefill`: time of `speedup_over` / time of this one, paired by rounds."""
+    speedup_over: str = ""
+    """The pass whose engine this one is compared with; empty where there is none like it."""
+    cost: CostRecord | None = None
+    """A million tokens at that throughput, on the recipe's target."""
     layers: tuple[LayerRecord, ...] = ()
     details: dict[str, Any] = {}
 
@@ -197,6 +240,8 @@ class Report(Facts):
     """What `openclaw-opt measure` found later, oldest first; budgets look at `measurements` alone."""
     baseline: BaselineRecord | None = None
     """What `--baseline` named."""
+    history: HistoryRecord | None = None
+    """What `--history` named."""
     costs: tuple[CostRecord, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     receipt: tuple[ReceiptRow, ...] = ()

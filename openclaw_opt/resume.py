@@ -15,7 +15,7 @@ from openclaw_opt.artifacts import Engine, Graph, Measurement
 from openclaw_opt.backends.engines import cannot_run
 from openclaw_opt.backends.tensorrt import cannot_build
 from openclaw_opt.comparison.budgets import Case, judge_budget
-from openclaw_opt.comparison.comparable import machine_line, provenance_of
+from openclaw_opt.comparison.comparable import provenance_of
 from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.judge import exit_code_of, next_step_of, this_machine, verdict_of
 from openclaw_opt.memory import peak_memory
@@ -24,6 +24,7 @@ from openclaw_opt.publish import RESOLVED, Manifest, locked, publish, read_manif
 from openclaw_opt.recipe import Recipe, load_recipe
 from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.report import read_report
+from openclaw_opt.report.provenance import machine_line
 from openclaw_opt.store import Store
 from openclaw_opt.versions import versions
 

@@ -84,7 +84,7 @@ class Store:
     def claimed(self, key: str) -> Iterator[None]:
         """Nobody else makes this entry meanwhile: look for it inside, make it if it is not there. A dead owner's claim is none.
 
-        Claims are nested in one order only: a pass, its accuracy, the reference; so they cannot wait for each other in a circle.
+        Claims are nested in one order only: times of passes, a pass, its accuracy, the reference; so they cannot wait for each other in a circle.
         """
         from filelock import FileLock, Timeout
 

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from openclaw_opt import interrupts
 
@@ -19,6 +20,9 @@ POLL_S = 0.02
 
 class Turns:
     """Of a build that is alone: never waits."""
+
+    shared: ClassVar[bool] = False
+    """Others run at the same time: then each build times its engine, and not what every pass bought."""
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -33,6 +37,8 @@ class Turns:
 
 class SharedTurns(Turns):
     """Of builds that name the same folder on the same machine (POSIX `flock`)."""
+
+    shared: ClassVar[bool] = True
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

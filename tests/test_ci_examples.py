@@ -118,6 +118,7 @@ def test_a_build_of_main_a_change_and_a_missed_budget(
 
     code, printed = service(runner)
     assert code == 0, printed
+    assert "Earlier builds: 1 of 1 in" in (runner.folder / "build" / "model" / "report.md").read_text()
     assert "nothing is worse" in printed or "equivalent" in printed, printed
     assert (runner.folder / "build" / "history.jsonl").read_text().count("\n") == 2
     runner.clean()

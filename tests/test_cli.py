@@ -14,12 +14,14 @@ from openclaw_opt.cli import app
 from openclaw_opt.cli.progress import Live, Plain, Silent, record_line
 from openclaw_opt.errors import OptError, RecipeError
 from openclaw_opt.formats import FORMATS
+from openclaw_opt.history import add, entry_of
 from openclaw_opt.parts import part_names
 from openclaw_opt.pipeline import build
 from openclaw_opt.publish import read_manifest
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.report import read_report
+from openclaw_opt.report.gaps import gaps
 from openclaw_opt.resume import finish
 from openclaw_opt.store import Store, sha256_file
 from openclaw_opt.targets import TARGETS
@@ -105,10 +107,17 @@ def test_an_unfinished_build_is_finished_by_resume(
     write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first machine cannot build, the second can: here the same one, told so."""
-    file, out, store = write_recipe(("target: host", "target: rtx4090")), tmp_path / "out", Store(tmp_path / "cache")
+    timed = ("metrics: [perplexity, size]", "metrics: [perplexity, size, latency: {time_box_s: 0.2}]")
+    file, out, store = (
+        write_recipe(("target: host", "target: rtx4090"), timed),
+        tmp_path / "out",
+        Store(tmp_path / "cache"),
+    )
+    history = tmp_path / "history.jsonl"
     with monkeypatch.context() as first_machine:
         first_machine.setattr(tensorrt, "cannot_build", lambda target: "package tensorrt_rtx is not installed")
-        report = build(load_recipe(file), store=store, output=out, hooks=Silent())
+        add(history, [entry_of(build(load_recipe(file), store=store, output=out, hooks=Silent()))])
+        report = build(load_recipe(file), store=store, output=out, history=history, hooks=Silent())
     assert report.exit_code == 3
     assert not report.finished
     before = read_manifest(out)
@@ -119,6 +128,16 @@ def test_an_unfinished_build_is_finished_by_resume(
     assert all(row.ok for row in finished.receipt)
     kept = [row for row in finished.measurements if row.name == "perplexity.recovery"]
     assert kept == [row for row in report.measurements if row.name == "perplexity.recovery"]
+    assert finished.history == report.history
+    assert finished.history is not None
+    assert len(finished.history.builds) == 1
+    assert [one.latency for one in finished.passes] == [one.latency for one in report.passes], (
+        "counted of the same graphs"
+    )
+    assert {row.subject for one in finished.passes for row in one.latency} == {"bound"}
+    why = next(gap.why for gap in gaps(finished) if "after each pass" in gap.what)
+    assert "is not installed" not in why, "of this machine, not of the first"
+    assert why.endswith("; bounds stand in their place")
     manifest = read_manifest(out)
     assert before is not None
     assert manifest is not None

@@ -80,7 +80,25 @@ def test_pruned_models_remove_less(write_recipe: Write) -> None:
     file = write_recipe(("- quantize: {format: int8, algorithm: max}", "- prune: {ffn: 0.5}"))
     one = missed(0.04, 0.01)
     one = one.model_copy(update={"budgets": (one.budgets[0].model_copy(update={"spent_by": "prune"}),)})
-    assert settings(proposals(one, load_recipe(file))) == ["passes.prune.ffn=0.12"]
+    assert settings(proposals(one, load_recipe(file))) == [
+        "passes.prune.allocation=sensitivity",
+        "passes.prune.ffn=0.12",
+    ]
+
+
+def test_zeros_are_made_up_for_then_taken_from_the_worst_layer_then_fewer(write_recipe: Write) -> None:
+    options = "{pattern: unstructured, method: wanda}"
+    file = write_recipe(("- quantize: {format: int8, algorithm: max}", f"- sparsify: {options}"))
+    one = missed(0.02, 0.01)
+    passes = [p.model_copy(update={"word": "sparsify"}) if p.word == "quantize" else p for p in one.passes]
+    budget = one.budgets[0].model_copy(update={"spent_by": "sparsify"})
+    found = proposals(one.model_copy(update={"budgets": (budget,), "passes": tuple(passes)}), load_recipe(file))
+    assert settings(found) == [
+        "passes.sparsify.method=sparsegpt",
+        "passes.sparsify.keep=[head, layers.1.qkv]",
+        "passes.sparsify.ratio=0.25",
+    ]
+    assert found[1].why == "1 layer with the largest error stay dense: 100% of the noise that sparsify adds"
 
 
 @given(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0))

@@ -21,6 +21,7 @@ from openclaw_opt.metrics import Metric
 from openclaw_opt.numerics.changepoint import best_split, change_points
 from openclaw_opt.parts import part_named, part_names
 from openclaw_opt.report import write_report
+from openclaw_opt.report.joint import write_joint
 from openclaw_opt.report.views import first_word
 from tests.test_cli import invoke
 from tests.test_report import report
@@ -165,12 +166,20 @@ def test_a_folder_of_builds_is_a_history(tmp_path: Path) -> None:
         add(tmp_path, found)
 
 
+def test_a_sweep_is_a_history_of_its_points(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_report(report().model_copy(update={"name": name}), tmp_path / name)
+    write_joint([(name, report()) for name in "ab"], tmp_path, "a sweep")
+    assert sorted(one.name for one in read_history(tmp_path)) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
         ('{"name": "x', "the line is truncated or not JSON"),
         ("[]", "the line is no build"),
-        ('{"schema_version": 99}', "kept with schema version 99, and this openclaw-opt reads up to 1"),
+        ('{"schema_version": 99}', "kept with schema version 99, and this openclaw-opt reads up to 2"),
         ('{"name": "x", "speed": 1}', "the line is no build: `started`: Field required"),
     ],
 )

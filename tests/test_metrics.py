@@ -100,7 +100,7 @@ def test_every_metric_gives_every_name_or_says_why_not(word: str, tmp_path: Path
     assert metric.word == word
     assert metric.summary
     nothing = Opener(None, "engine", "no NVIDIA GPU")
-    for task in metric.tasks:
+    for task in metric.for_tasks:
         blank = Subject(
             facts=FACTS.model_copy(update={"task": task, "kv": ()}), target=target_named("h100-sxm"), accuracy=nothing,
             speed=nothing, eager=nothing, memory_why="no NVIDIA GPU",

@@ -238,6 +238,30 @@ def test_a_cache_that_cannot_be_written(write_recipe: Write, tmp_path: Path) -> 
         run(write_recipe(), tmp_path / "file" / "cache", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--model", "nowhere"), ("--baseline", "nowhere"), ("--set", "passes.quantize.format=int9"), ("--until", "grpah")],
+)
+def test_a_refused_build_leaves_nothing_behind(write_recipe: Write, tmp_path: Path, arguments: tuple[str, str]) -> None:
+    """No empty `build/`, no lock file; the recipe's own folder is as it was."""
+    recipe = write_recipe()
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "a" / "b" / "out"
+    done = _cli("build", "-r", str(recipe), "-o", str(out), "--cache", str(tmp_path / "cache"), *arguments)
+    assert done.returncode == 2, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_refused_build_leaves_what_others_wrote_beside_it(tmp_path: Path) -> None:
+    made = tmp_path / "build" / "one"
+    with locked(made):
+        (tmp_path / "build" / "another").mkdir()
+    assert sorted(path.name for path in (tmp_path / "build").iterdir()) == ["another"]
+    with locked(made):
+        made.mkdir()
+    assert made.is_dir()
+
+
 def test_two_builds_into_one_folder(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
     with (
         locked((tmp_path / "out").absolute()),

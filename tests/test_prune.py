@@ -20,7 +20,8 @@ from openclaw_opt.models.load import load_model
 from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts, read_facts, write_facts
 from openclaw_opt.models.store import open_model
 from openclaw_opt.passes import Done, View, Work
-from openclaw_opt.passes.prune import Prune, remaining
+from openclaw_opt.passes._widths import remaining
+from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.targets import TARGETS, Target, target_named
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
@@ -58,6 +59,7 @@ def silent(part: float, text: str) -> None:
 
 
 LAYER = LayerSpec(q_heads=8, kv_heads=2, ffn=96, rope="default")
+RANK: dict[bool, Any] = {True: "activation", False: "magnitude"}
 GATED = {True: "gate_up", False: "up"}
 
 
@@ -82,7 +84,7 @@ def test_planted_channels_go_and_the_output_stays(by_activation: bool, gated: bo
                 wide.bias[[start + j for j in dead]] = 0
         layer.down.weight[:, dead] *= 1e-3
     before = logits(decoder)
-    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 32}), by_activation, True)
+    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 32}), RANK[by_activation], True)
     made = pruning.prune_decoder(decoder, plan, data(), silent)
     assert [cut.ffn.tolist() for cut in made.cuts.values()] == [kept, kept]
     assert torch.allclose(logits(made.decoder), before, atol=1e-5 * float(before.abs().max()))
@@ -97,7 +99,9 @@ def test_grouped_heads_go_in_whole_groups(by_activation: bool) -> None:
         for layer in decoder.layers:
             layer.qkv.weight[:64] *= 1e-2
     before = logits(decoder)
-    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"q_heads": 4, "kv_heads": 1}), by_activation, True)
+    plan = pruning.Plan(
+        0, lambda sizes: sizes.model_copy(update={"q_heads": 4, "kv_heads": 1}), RANK[by_activation], True
+    )
     made = pruning.prune_decoder(decoder, plan, data(), silent)
     assert [(cut.q.tolist(), cut.kv.tolist()) for cut in made.cuts.values()] == [([4, 5, 6, 7], [1])] * 2
     assert torch.allclose(logits(made.decoder), before, atol=1e-5 * float(before.abs().max()))
@@ -108,7 +112,7 @@ def test_query_heads_go_evenly_from_each_group() -> None:
     decoder = decoder_of((LAYER,))
     kill_heads(decoder, [1, 2, 5, 7])
     before = logits(decoder)
-    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"q_heads": 4}), True, True)
+    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"q_heads": 4}), "activation", True)
     made = pruning.prune_decoder(decoder, plan, data(), silent)
     assert made.cuts[0].q.tolist() == [0, 3, 4, 6]
     assert made.cuts[0].kv.tolist() == [0, 1]
@@ -120,7 +124,7 @@ def test_the_layer_that_does_nothing_goes() -> None:
     decoder.layers[1].o.weight.zero_()
     decoder.layers[1].down.weight.zero_()
     before = logits(decoder)
-    made = pruning.prune_decoder(decoder, pruning.Plan(1, lambda sizes: sizes, True, False), data(), silent)
+    made = pruning.prune_decoder(decoder, pruning.Plan(1, lambda sizes: sizes, "activation", False), data(), silent)
     assert list(made.cuts) == [0, 2]
     assert made.block_importance[1] == pytest.approx(0, abs=1e-6)
     assert torch.allclose(logits(made.decoder), before, atol=1e-5 * float(before.abs().max()))
@@ -134,10 +138,10 @@ def test_activation_ranks_by_energy_where_magnitude_is_misled() -> None:
     layer.up.weight[off] *= 10
     layer.up.bias[off] = -1e4  # silu(-1e4) is 0
     layer.up.weight[off] *= 1
-    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 64}), True, True)
+    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 64}), "activation", True)
     made = pruning.prune_decoder(decoder, plan, data(), silent)
     assert not set(made.cuts[0].ffn.tolist()) & set(off)
-    fooled = pruning.prune_decoder(decoder, replace(plan, by_activation=False), None, silent)
+    fooled = pruning.prune_decoder(decoder, replace(plan, importance="magnitude"), None, silent)
     assert set(off) < set(fooled.cuts[0].ffn.tolist())
     assert made.energy_kept[0][0] == pytest.approx(1.0)
 
@@ -146,7 +150,7 @@ def test_layers_of_different_sizes_are_cut_each_by_its_own() -> None:
     other = LayerSpec(q_heads=4, kv_heads=4, ffn=160, rope="default", window=8)
     decoder = decoder_of((LAYER, other))
     prune = Prune(ffn=0.4, heads=0.5)
-    plan = pruning.Plan(0, lambda sizes: prune.kept(sizes, 32), True, True)
+    plan = pruning.Plan(0, lambda sizes: prune.kept(sizes, 32), "activation", True)
     made = pruning.prune_decoder(decoder, plan, data(), silent)
     sizes = [(layer.q_heads, layer.kv_heads, layer.ffn, layer.window) for layer in made.decoder.spec.layers]
     assert sizes == [(4, 1, 64, None), (2, 2, 96, 8)]
@@ -165,7 +169,7 @@ def _wrong_head(cut: pruning.Cut) -> pruning.Cut:
 @pytest.mark.parametrize("sabotage", [_wrong_channel, _wrong_head])
 def test_the_proof_catches_a_wrong_slice(sabotage: Any) -> None:
     decoder = decoder_of((LAYER, LAYER))
-    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 64, "q_heads": 4}), True, True)
+    plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 64, "q_heads": 4}), "activation", True)
     made = pruning.prune_decoder(decoder, plan, data(), silent)
     wrong = {0: made.cuts[0], 1: sabotage(made.cuts[1])}
     shrunk = pruning.shrink(decoder_of((LAYER, LAYER)), wrong)
@@ -260,7 +264,7 @@ IMAGES = type("Pictures", (Source,), {"kind": "images"}).model_construct(split="
     [
         ({"ffn": 0.4}, {}, []),
         ({"ffn": 0.4, "importance": "magnitude"}, {"calibration": None}, []),
-        ({}, {}, [("prune removes nothing", "", "give ffn, heads, query_heads or layers")]),
+        ({}, {}, [("prune removes nothing", "", "give ffn, heads, query_heads, layers, hidden, vocabulary or to")]),
         ({"ffn": 0.1}, {}, [("ffn: 0.1 of 96 channels removes nothing at multiples of 32", "ffn", "ffn: 0.34")]),
         ({"ffn": 0.1}, {"target": TARGETS["l4"]}, [("ffn: 0.1 of 96 channels removes nothing at multiples of 64", "ffn", "ffn: 0.34")]),
         ({"heads": 0.2}, {}, [("heads: 0.2 of 2 key/value groups removes none", "heads", "heads: 0.5")]),
@@ -270,7 +274,7 @@ IMAGES = type("Pictures", (Source,), {"kind": "images"}).model_construct(split="
         ({"layers": 1}, {"calibration": None}, [("ranking needs calibration data", "layers", "add `calibration` to `data`")]),
         ({"ffn": 0.4}, {"calibration": IMAGES}, [("calibration data is images, the model takes text", "", "change data.calibration")]),
         ({"layers": 1, "importance": "magnitude"}, {}, [("importance has no effect on layers alone", "importance", "leave it out")]),
-        ({"heads": 0.5, "round_to": 64}, {}, [("round_to has no effect without ffn", "round_to", "leave it out")]),
+        ({"heads": 0.5, "round_to": 64}, {}, [("round_to has no effect without ffn, hidden or to", "round_to", "leave it out")]),
         ({"ffn": 0.4}, {"earlier": (Quantize(format="int8"),)}, [("quantized weights cannot be pruned", "", "put prune before quantize")]),
     ],
 )  # fmt: skip

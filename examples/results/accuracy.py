@@ -25,6 +25,7 @@ from openclaw_opt.report import read_report
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = "recipes/int4-cpu.yaml"
 DATA = ("data.calibration.samples=32", "data.evaluation.samples=32")
+FLOAT_BITS = 32
 INT4 = {32: ("rtn", "awq", "awq_full", "gptq", "awq_gptq"), 128: ("rtn", "awq_full", "gptq")}
 
 
@@ -53,6 +54,27 @@ def rows() -> dict[str, str]:
     made["int8_per_token, max"] = quantize("format: int8_per_token, algorithm: max")
     made["int8_weight_only, max"] = quantize("format: int8_weight_only, algorithm: max")
     made["int8_weight_only, gptq"] = quantize("format: int8_weight_only, algorithm: gptq")
+    return made | zeros() | pruned()
+
+
+def zeros() -> dict[str, str]:
+    """The same for zeros in float weights, and once before int4."""
+    made = {}
+    for pattern in ("2:4", "unstructured"):
+        for method in ("magnitude", "wanda", "sparsegpt"):
+            made[f"zeros {pattern}, {method}"] = f"passes=[{{sparsify: {{pattern: '{pattern}', method: {method}}}}}]"
+    before = "{sparsify: {pattern: '2:4'}}"
+    made["zeros 2:4, sparsegpt + int4 block 32, gptq"] = quantize("format: int4, block: 32, algorithm: gptq", before)
+    return made
+
+
+def pruned() -> dict[str, str]:
+    """A fifth of the FFN channels taken out: the same number of parameters in every row."""
+    made = {}
+    for importance in ("magnitude", "activation", "taylor"):
+        for allocation in ("even", "sensitivity"):
+            options = f"ffn: 0.2, importance: {importance}, allocation: {allocation}"
+            made[f"FFN pruned by 0.2, {importance}, {allocation}"] = f"passes=[{{prune: {{{options}}}}}]"
     return made
 
 
@@ -80,9 +102,9 @@ def build(name: str, passes: str, folder: Path, cache: Path | None) -> Report:
 
 
 def cells(name: str, report: Report) -> list[str]:
-    step = next(record for record in report.passes if record.word == "quantize")
-    options = step.options
-    bits = FORMATS[options["format"]].bits_per_weight(options["block"])
+    step = [record for record in report.passes if record.kind == "lossy"][-1]
+    row = FORMATS.get(step.options.get("format", ""))
+    bits = FLOAT_BITS if row is None else row.bits_per_weight(step.options["block"])
     sqnr, plain = (_mean(step.layers, field) for field in ("output_sqnr_db", "plain_output_sqnr_db"))
     return [
         name,
@@ -144,7 +166,8 @@ Made by `python examples/results/accuracy.py > docs/results/accuracy.md` on {dat
 The demo decoder (`examples/tiny-llama`, {first.parameters / 1e6:.2f} M parameters), its head left in float. Each row is `{RECIPE}`
 up to the model, with other passes and {DATA[0].split("=")[1]} sequences of 256 tokens to calibrate on and as many to evaluate, in PyTorch.
 In brackets: 95 % intervals. Output SQNR is the mean over the layers, on calibration data; *plain* is the same layers with largest
-values for ranges and rounding to nearest, behind the same rotation where there is one. Seconds are of the `quantize` pass.
+values for ranges and rounding to nearest, behind the same rotation where there is one; of zeros, the same pattern by magnitude.
+Zeros and pruning leave weights in float32. Seconds are of the last pass that loses something.
 Definitions: [metrics.md](../metrics.md).
 
 {table(HEAD, [cells(name, report) for name, report in reports.items()])}""")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openclaw_opt import zeros
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
 from openclaw_opt.backends.gguf_facts import ARCHITECTURES, model_facts, refused
 from openclaw_opt.errors import MachineError, RecipeError, VerificationError
@@ -68,7 +69,7 @@ def build(
     progress(0.1, "writing GGUF")
     rows, rounded, why = _write(graph, spec, folder / FILE, proof=proof)
     progress(0.6, "reading it back")
-    engine, notes = Engine(folder), _notes(rounded, why)
+    engine, notes = Engine(folder), (*zeros.notes(facts, (target,), "gguf"), *_notes(rounded, why))
     _copy_assets(graph, folder)
     engine.write_facts(
         EngineFacts(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from openclaw_opt import zeros
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
 from openclaw_opt.backends import cache_notes, genai_config, ort_receipt
 from openclaw_opt.backends.host_rates import cores
@@ -68,7 +69,12 @@ def build(
     if require_realised:
         _check_realised(rows, folder)
     progress(0.7, "measuring what fast kernels round")
-    notes = (*cache_notes(facts), *genai_config.genai_notes(facts), *_rounding_notes(lowered, device))
+    notes = (
+        *zeros.notes(facts, (target,), "onnxruntime"),
+        *cache_notes(facts),
+        *genai_config.genai_notes(facts),
+        *_rounding_notes(lowered, device),
+    )
     session: dict[str, str | int | bool] = {}
     if tune:
         from openclaw_opt.backends import ort_tuning  # brings scipy, which an engine that only runs need not load

@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from openclaw_opt import zeros
 from openclaw_opt.advisories import advisories, told, traits_of
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
-from openclaw_opt.backends import cache_notes, trt_errors, trt_log, trt_process
+from openclaw_opt.backends import cache_notes, trt_errors, trt_log, trt_process, trt_sparsity
 from openclaw_opt.backends.trt_kernels import FILE as LAYERS
 from openclaw_opt.backends.trt_kernels import EngineLayers, ProfileLayers, kernel_row, profile_layers
 from openclaw_opt.backends.trt_process import Tell
@@ -198,7 +199,13 @@ class _Build:
             "plan": "plan",
             "log": "log",
             "profiles": self.profiles,
+            "sparse": self._asks_for_sparse_kernels(),
         }
+
+    def _asks_for_sparse_kernels(self) -> bool:
+        """Are there 2:4 zeros, and does a builder look for them? TensorRT-RTX knows the flag and does nothing with it."""
+        patterns = {one.pattern for one in self.graph.facts.sparse.values()}
+        return zeros.TWO_OF_FOUR in patterns and zeros.may_skip(self.targets[0], "tensorrt")
 
     def _failure(self, ended: trt_process.Ended) -> Exception:
         last, lines = ended.event, self.log.read_text(errors="replace").splitlines()
@@ -222,6 +229,9 @@ class _Build:
             _require_realised(receipt, self.log)
         layers = profile_layers(log, names, self.plan.name)
         notes = (*log.notes, *_repeatable(done))
+        if self._asks_for_sparse_kernels():
+            with self.log.open(errors="replace") as lines:
+                notes += trt_sparsity.notes(lines)
         return _Made(self.plan.name, receipt, layers, notes, done["tool"], seconds, done["peak_bytes"])
 
 
@@ -275,7 +285,7 @@ def _facts(graph: Graph, targets: Sequence[Target]) -> EngineFacts:
         dialect="tensorrt",
         dtype=facts.dtype,
         graph=facts,
-        notes=cache_notes(facts),
+        notes=(*zeros.notes(facts, targets, "tensorrt"), *cache_notes(facts)),
     )
 
 

@@ -42,6 +42,8 @@ class Request(TypedDict):
     plan: str
     log: str
     profiles: list[Shapes]
+    sparse: bool
+    """Weights hold 2:4 zeros and the builder is to look for kernels that skip them."""
 
 
 class Events:
@@ -172,6 +174,8 @@ def configure(trt: Any, builder: Any, request: Request, monitor: Any) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor
+    if request["sparse"]:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if hasattr(config, "set_compute_capability"):
         config.num_compute_capabilities = len(request["compute"])
         for index, (major, minor) in enumerate(request["compute"]):

@@ -20,6 +20,7 @@ def build(
     target: TargetName = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write [default: build/RECIPE].", show_default=False)] = None,
     baseline: Annotated[Path | None, typer.Option(help="Folder or report.json that budgets `against: baseline` compare with.", show_default=False)] = None,
+    history: Annotated[Path | None, typer.Option(help="History (file or folder) whose builds the report shows too.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish the engine of ARTIFACT on this machine.")] = False,
     cache: CacheFolder = None,
     json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output and nothing else.")] = False,
@@ -45,6 +46,10 @@ def build(
                 raise RecipeError(
                     "--resume keeps the baseline that the build began with", where=f"--baseline {baseline}"
                 )
+            if history is not None:
+                raise RecipeError(
+                    "--resume keeps the earlier builds that the build began with", where=f"--history {history}"
+                )
             report = finish(artifact, store=store, hooks=hooks)
         else:
             if artifact is not None:
@@ -53,7 +58,7 @@ def build(
                     fix=f"openclaw-opt build --recipe {artifact}, or add --resume to finish an artifact",
                 )
             made = load_recipe(needed(recipe), settings=set_ or (), model=model, target=target)
-            report = run(made, store=store, output=output, until=until, baseline=baseline, hooks=hooks)
+            report = run(made, store=store, output=output, until=until, baseline=baseline, history=history, hooks=hooks)
     _print(report, json)
     sys.exit(report.exit_code)
 

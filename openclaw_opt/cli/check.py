@@ -46,18 +46,29 @@ def check(
 
 
 def _advice(recipe: Recipe, spec: DecoderSpec | HfSpec) -> tuple[str, ...]:
-    """Known traps of the compiler that this job meets, as the versions installed here have them."""
-    if recipe.backend != "tensorrt":
-        return ()
-    from openclaw_opt.advisories import advisories, told
+    """What the engine does with zeros, and known traps of the compiler that this job meets, as the versions installed here have them."""
     from openclaw_opt.passes.quantize import Quantize
-    from openclaw_opt.versions import version_of
 
     asked = [part for one in recipe.passes if isinstance(one, Quantize) for part in one.parts(spec.task)]
     formats = {str(part.format) for part in asked}
+    zeros = _zeros(recipe, formats)
+    if recipe.backend != "tensorrt":
+        return zeros
+    from openclaw_opt.advisories import advisories, told
+    from openclaw_opt.versions import version_of
+
     traits = {spec.task, *formats, *({"quantized"} if formats else ())}
     traits |= {"attention"} if spec.task != "vision" else set()
     traits |= {"softcap"} if getattr(spec, "attention_softcap", 0.0) else set()
     traits |= {"qk_norm"} if getattr(spec, "qk_norm", False) else set()
     version = version_of(recipe.target.module.replace("_", "-"))
-    return told(advisories(recipe.targets, "" if version == "not installed" else version, traits))
+    return (*zeros, *told(advisories(recipe.targets, "" if version == "not installed" else version, traits)))
+
+
+def _zeros(recipe: Recipe, formats: set[str]) -> tuple[str, ...]:
+    """What the engine does with zeros that a pass puts into weights."""
+    from openclaw_opt.zeros import told
+
+    patterns = [str(part.pattern) for part in recipe.passes if part.word == "sparsify"]  # type: ignore[attr-defined]
+    floats = {str(part.dtype_for(recipe.backend)) for part in recipe.passes if part.word == "export"}  # type: ignore[attr-defined]
+    return told(patterns, formats or floats, recipe.targets, recipe.backend)

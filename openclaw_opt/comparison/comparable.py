@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from openclaw_opt.comparison.rows import metric_of
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.metrics import Metric
-from openclaw_opt.records import BaselineRecord, MachineRecord, Report
+from openclaw_opt.records import BaselineRecord, Report
+from openclaw_opt.report.provenance import machine_line, metrics_in
 
 ELSEWHERE = frozenset({"path"})
 """Keys of a data source that say where it lies; `identities` are of what it holds."""
@@ -31,11 +30,6 @@ class Provenance:
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def machine_line(machine: MachineRecord) -> str:
-    """What decides how fast a machine is, as far as it is known: `AMD EPYC, 2 cores, GPU: none`."""
-    return f"{machine.title}, {machine.cores} cores, GPU: {machine.gpu}"
-
-
 def provenance_of(report: Report) -> Provenance:
     """Of a report that was written."""
     return Provenance(
@@ -45,18 +39,6 @@ def provenance_of(report: Report) -> Provenance:
         target=report.target,
         metrics=metrics_in(report.recipe),
     )
-
-
-def metrics_in(recipe: str) -> dict[str, dict[str, Any]]:
-    """Metric to options, of a resolved recipe. A recipe that cannot be read has none."""
-    try:
-        data = yaml.safe_load(recipe)
-    except yaml.YAMLError:
-        return {}
-    items = data.get("metrics") if isinstance(data, dict) else None
-    pairs = [item for item in items or () if isinstance(item, dict)]
-    bare: list[dict[str, Any]] = [{item: {}} for item in items or () if isinstance(item, str)]
-    return {str(word): options or {} for item in (*pairs, *bare) for word, options in item.items()}
 
 
 def baseline_record(report: Report, path: str) -> BaselineRecord:

@@ -6,11 +6,12 @@ import datetime
 import time
 from pathlib import Path
 
-from openclaw_opt.comparison.comparable import metrics_in, provenance_of
+from openclaw_opt.comparison.comparable import provenance_of
 from openclaw_opt.comparison.records import Comparison
 from openclaw_opt.comparison.verdicts import TWO_RUNS, Options, Timed, check_comparable, compare_reports
 from openclaw_opt.records import Report
 from openclaw_opt.report import read_report
+from openclaw_opt.report.provenance import metrics_in
 from openclaw_opt.store import sha256_file
 
 NOT_TIMED = f"{TWO_RUNS}; without --stored the engines are timed in turns"

@@ -1,6 +1,7 @@
 """Which pass spent a budget, and which of its layers.
 
-Pass: the one after which the number fell most, beginning at what the checkpoint has by that name.
+Pass: the one after which the number fell most, beginning at what the checkpoint has by that name. Of times, the one whose engine
+is slower than the one before, in turns and beyond the interval.
 Layers: those with the most noise. A layer's noise is its parameters · 10^(−SQNR/10), the SQNR of its output on calibration
 data, or of its weight where the output was not looked at: the share of the signal that is noise, by how much of the model it
 is. It is a ranking by what was measured, not a proof: sensitivity to noise differs by layer.
@@ -18,10 +19,14 @@ MOST = 3
 """Layers that are named."""
 PERFECT = {"recovery": 1.0, "agreement": 1.0, "cosine": 1.0, "retrieval": 1.0, "kl": 0.0}
 """What the checkpoint has against itself, by a word of the metric's name."""
+TIMES = ("latency", "throughput", "speedup")
+"""First words of numbers that a pass spends by making the engine slower than the one before it."""
 
 
 def spender(metric: str, records: Sequence[PassRecord], measurements: Sequence[Measurement] = ()) -> str:
     """The pass after which the metric fell most; empty where it was not measured pass by pass or nothing fell."""
+    if metric.split(".")[0] in TIMES:
+        return _slowest(metric, records)
     steps = [(r.word, m) for r in records for m in r.accuracy if m.name == metric and m.value is not None]
     if not steps:
         return ""
@@ -32,6 +37,19 @@ def spender(metric: str, records: Sequence[PassRecord], measurements: Sequence[M
         before = value
     loss, word = max(losses, key=lambda one: one[0])
     return word if loss > 0 else ""
+
+
+def _slowest(metric: str, records: Sequence[PassRecord]) -> str:
+    """The pass that made the engine slower beyond the interval, the most of them; most passes make it faster."""
+    prefill = any(word in metric.split(".") for word in ("ttft", "prefill", "prefill_tokens_per_s"))
+    name = "speedup.pass.prefill" if prefill else "speedup.pass"
+    found = [
+        (row.value, r.word)
+        for r in records
+        for row in r.speedups
+        if row.name == name and row.value is not None and row.high is not None and row.high < 1
+    ]
+    return min(found)[1] if found else ""
 
 
 def _start(metric: str, measurements: Sequence[Measurement], first: Measurement) -> float:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from openclaw_opt.artifacts import Measurement
-from openclaw_opt.comparison.comparable import Provenance, check_model, machine_line, other_data, provenance_of, why_not
+from openclaw_opt.comparison.comparable import Provenance, check_model, other_data, provenance_of, why_not
 from openclaw_opt.comparison.differences import differences
 from openclaw_opt.comparison.evidence import Evidence, change
 from openclaw_opt.comparison.margins import Margins, kind_of, margin_of
@@ -28,6 +28,7 @@ from openclaw_opt.numerics import paired
 from openclaw_opt.numerics.stats import block_length
 from openclaw_opt.recipe_grammar import Amount
 from openclaw_opt.records import Report
+from openclaw_opt.report.provenance import machine_line
 
 TWO_RUNS = "timed in two runs, not in turns: what disturbed one of them is not known"
 

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from openclaw_opt.data import Document, Source
-from openclaw_opt.data._packing import front, pack
+from openclaw_opt.data._packing import BETWEEN, front, pack
 from openclaw_opt.errors import RecipeError, nearest
 
 TOKENIZER_KINDS = ("BPE", "WordPiece", "WordLevel", "Unigram")
@@ -91,6 +92,48 @@ def load_sentences(source: Source, tokenizer_file: Path, cache: Path) -> Sentenc
     arrays = _cached(cache, _key("sentences", source, known), lambda: _make_sentences(source, tokenizer))
     ids, mask = arrays["ids"], arrays["mask"]
     return SentenceSet(_strings(arrays["texts"]), ids, mask, _fingerprint(ids, mask), _strings(arrays["documents"]))
+
+
+def token_counts(source: Source, tokenizer_file: Path, cache: Path) -> dict[int, int]:
+    """How often each token occurs in the whole text of the source, not in its samples alone. Errors: `load_tokens`."""
+    tokenizer, known = _tokenizer(tokenizer_file)
+    arrays = _cached(cache, _key("counts", source, known), lambda: _counted(source, tokenizer))
+    return dict(zip(arrays["ids"].tolist(), arrays["counts"].tolist(), strict=True))
+
+
+def _counted(source: Source, tokenizer: Tokenizer) -> Arrays:
+    found = Counter(front(tokenizer))
+    for document in _texts(source):
+        found.update(tokenizer.encode(document.text + BETWEEN, add_special_tokens=False).ids)
+    ids = sorted(found)
+    return {"ids": np.array(ids, np.int64), "counts": np.array([found[i] for i in ids], np.int64)}
+
+
+@dataclass(frozen=True)
+class OwnTokens:
+    """The text of token sequences in another tokenizer's tokens: ids of unequal length, and how many at the end are predicted."""
+
+    sequences: tuple[NDArray[np.int64], ...]
+    predicted: tuple[int, ...]
+
+
+def in_own_tokens(data: TokenSet, tokenizer_file: Path, own_file: Path) -> OwnTokens:
+    """Each sequence of byte-level tokens with its text encoded anew: what stood in front or came first, then what is predicted."""
+    (theirs, _), (ours, _) = _tokenizer(tokenizer_file), _tokenizer(own_file)
+    ahead, own_ahead = front(theirs), front(ours)
+    begin = max(1, len(ahead))
+    sequences, predicted = [], []
+    for row in data.sequences.tolist():
+        first = own_ahead if ahead else _encoded(ours, theirs, row[:begin])
+        rest = _encoded(ours, theirs, row[begin:])
+        sequences.append(np.array([*first, *rest], np.int64))
+        predicted.append(len(rest))
+    return OwnTokens(tuple(sequences), tuple(predicted))
+
+
+def _encoded(ours: Tokenizer, theirs: Tokenizer, ids: list[int]) -> list[int]:
+    text = theirs.decode(ids, skip_special_tokens=False)
+    return list(ours.encode(text, add_special_tokens=False).ids)
 
 
 def load_images(source: Source) -> ImageSet:

@@ -13,6 +13,7 @@ from openclaw_opt.artifacts import Measurement
 from openclaw_opt.formats import FORMATS
 from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import ALGORITHMS, BLOCKS, PLAIN, Quantize
+from openclaw_opt.passes.sparsify import Sparsify
 from openclaw_opt.recipe import Recipe
 from openclaw_opt.records import BudgetRecord, LayerRecord, Report
 from openclaw_opt.report.views import engine_measurement, is_accuracy, reference_value
@@ -106,6 +107,8 @@ def _more_accurate(budget: BudgetRecord, own: Measurement, report: Report, recip
             yield from _gentler_quantize(budget, part, share, report, recipe)
         elif isinstance(part, Prune):
             yield from _gentler_prune(budget, part, share)
+        elif isinstance(part, Sparsify):
+            yield from _gentler_zeros(budget, part, share, report)
 
 
 def share_to_win_back(budget: BudgetRecord, own: Measurement, report: Report) -> float:
@@ -119,6 +122,8 @@ def share_to_win_back(budget: BudgetRecord, own: Measurement, report: Report) ->
 def _gentler_quantize(
     budget: BudgetRecord, part: Quantize, share: float, report: Report, recipe: Recipe
 ) -> Iterator[Proposal]:
+    if part.format == "auto":
+        return  # it measures its own choice: what is left to say is `within`, which is the user's
     yield from _other_algorithms(budget, part, report.task)
     block = part.block_size()
     smaller = [size for size in BLOCKS if block is not None and size < block]
@@ -154,7 +159,9 @@ def _other_algorithms(budget: BudgetRecord, part: Quantize, task: str) -> Iterat
         )
 
 
-def _kept_layers(budget: BudgetRecord, part: Quantize, share: float, report: Report) -> Iterator[Proposal]:
+def _kept_layers(
+    budget: BudgetRecord, part: Quantize | Sparsify, share: float, report: Report, stay: str = "float"
+) -> Iterator[Proposal]:
     """The fewest layers that make up the share of the noise which must go."""
     record = next((one for one in report.passes if one.word == part.word), None)
     worst = worst_layers(record.layers if record else ())
@@ -173,9 +180,9 @@ def _kept_layers(budget: BudgetRecord, part: Quantize, share: float, report: Rep
     weights = sum(layer.parameters for layer in chosen)
     yield Proposal(
         budget.metric,
-        (f"passes.quantize.keep=[{kept}]",),
-        f"{_layers(len(chosen))} with the largest error stay float: {taken / total:.0%} of the noise that quantizing adds",
-        f"{weights / 1e6:.3g} M weights stay float",
+        (f"passes.{part.word}.keep=[{kept}]",),
+        f"{_layers(len(chosen))} with the largest error stay {stay}: {taken / total:.0%} of the noise that {part.word} adds",
+        f"{weights / 1e6:.3g} M weights stay {stay}",
     )
 
 
@@ -189,10 +196,27 @@ def worst_layers(layers: Sequence[LayerRecord]) -> list[tuple[LayerRecord, float
     return sorted(known, key=lambda pair: -pair[1])
 
 
+def _gentler_zeros(budget: BudgetRecord, part: Sparsify, share: float, report: Report) -> Iterator[Proposal]:
+    """Zeros that others make up for, in fewer layers, or fewer of them."""
+    if part.method != "sparsegpt":
+        why = f"with sparsegpt the weights that are left make up for the zeros, with {part.method} they do not"
+        yield Proposal(budget.metric, ("passes.sparsify.method=sparsegpt",), why, "calibration takes longer")
+    yield from _kept_layers(budget, part, share, report, "dense")
+    if part.zeros is not None:
+        less = math.floor(100 * part.zeros * (1 - share)) / 100
+        if less > 0:
+            why = f"fewer zeros: {share:.0%} of the loss must go"
+            yield Proposal(budget.metric, (f"passes.sparsify.ratio={less}",), why, "fewer zeros")
+
+
 def _gentler_prune(budget: BudgetRecord, part: Prune, share: float) -> Iterator[Proposal]:
     """The same cuts, smaller by the share of the loss that must go; the loss grows at least in step with what is cut."""
+    if part.cuts_ffn and part.allocation != "sensitivity":
+        why = "as many FFN channels go, but those that matter least for the whole model"
+        price = "layers of different widths, which no Hugging Face config holds"
+        yield Proposal(budget.metric, ("passes.prune.allocation=sensitivity",), why, price)
     settings = []
-    for name in ("ffn", "heads", "query_heads"):
+    for name in ("ffn", "heads", "query_heads", "hidden"):
         fraction = getattr(part, name)
         if fraction is not None:
             less = math.floor(100 * fraction * (1 - share)) / 100

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from openclaw_opt.comparison.spending import TIMES
 from openclaw_opt.explain.proposals import Proposal, worst_layers
 from openclaw_opt.explain.trial import Trial
 from openclaw_opt.publish import RESOLVED
 from openclaw_opt.records import BudgetRecord, Report
 from openclaw_opt.report import numbers
+from openclaw_opt.report.bought import pass_lines
 from openclaw_opt.report.views import budget_line
 
 SHOWN = 4
@@ -22,12 +24,26 @@ def budget_lines(report: Report) -> list[str]:
 
 def _budget(budget: BudgetRecord, report: Report) -> Iterator[str]:
     yield f"{budget.result}: {budget_line(budget)}"
+    if budget.metric.split(".")[0] in TIMES:
+        yield from _times(report)
+        return
     record = next((one for one in report.passes if one.word == budget.spent_by), None)
     worst = worst_layers(record.layers if record else ())
     total = sum(noise for _, noise in worst)
     for layer, noise in worst[:SHOWN]:
         decibels = layer.output_sqnr_db if layer.output_sqnr_db is not None else layer.weight_sqnr_db
         yield f"  {layer.name}: {noise / total:.0%} of the noise that {budget.spent_by} adds, {decibels:.1f} dB"
+
+
+def _times(report: Report) -> Iterator[str]:
+    """What each pass bought, so that one sees where time is left."""
+    lines = list(pass_lines(report))
+    yield from (
+        f"  {line}"
+        for line in lines or ["not measured pass by pass: `latency` with `passes: true` times what each pass bought"]
+    )
+    if lines and not any(row.high is not None and row.high < 1 for record in report.passes for row in record.speedups):
+        yield "  no pass made it slower"
 
 
 def proposal_lines(found: Sequence[Proposal], trials: Sequence[Trial]) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from openclaw_opt.artifacts import Measurement, Task
 
 if TYPE_CHECKING:
+    from openclaw_opt.errors import MachineError
     from openclaw_opt.metrics.subject import Subject
     from openclaw_opt.numerics.stats import Estimate
 
@@ -57,7 +58,7 @@ class Metric(BaseModel):
 
     summary: ClassVar[str]
     """One line for `openclaw-opt list metrics`."""
-    tasks: ClassVar[tuple[Task, ...]] = EVERY_TASK
+    for_tasks: ClassVar[tuple[Task, ...]] = EVERY_TASK
     needs_data: ClassVar[bool] = False
     """Measured on the evaluation data, against the reference: accuracy. Such a metric is measured after lossy passes too."""
     timed: ClassVar[bool] = False
@@ -67,6 +68,13 @@ class Metric(BaseModel):
     """What two numbers must share to be compared: nothing but the model and its data, the target too, or the machine too."""
     effort: ClassVar[frozenset[str]] = frozenset()
     """Options that change how long is measured, and not what: numbers that differ in them can be compared."""
+
+    def check(self) -> None:
+        """Raises RecipeError for options that cannot be done, before any work and without torch."""
+
+    def missing(self) -> MachineError | None:
+        """What this machine lacks to measure it; None where nothing."""
+        return None
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """One Measurement for every number of the subject's task."""

@@ -23,7 +23,7 @@ class Agreement(Metric):
     """Agreement of the most probable token, and the mean divergence."""
 
     summary: ClassVar[str] = "how often the most probable token is the checkpoint's, and the mean KL divergence from it"
-    tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
+    for_tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
         Number(
@@ -34,8 +34,9 @@ class Agreement(Metric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         opener = subject.accuracy
-        if opener.open is None:
-            return self.all_unmeasured("decoder", opener.why, subject=opener.subject)
+        if opener.open is None or subject.other_tokens:
+            why = opener.why if opener.open is None else subject.other_tokens
+            return self.all_unmeasured("decoder", why, subject=opener.subject)
         try:
             scores = subject.token_scores
         except MachineError as error:

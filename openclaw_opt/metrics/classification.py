@@ -24,7 +24,7 @@ class Classification(Metric):
     """Top-1 accuracy, its recovery, and agreement with the checkpoint."""
 
     summary: ClassVar[str] = "top-1 accuracy on labels, its recovery, and agreement with the checkpoint's classes"
-    tasks: ClassVar[tuple[Task, ...]] = ("vision",)
+    for_tasks: ClassVar[tuple[Task, ...]] = ("vision",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
         Number(
@@ -54,7 +54,7 @@ def classification_rows(reference: Floats, ours: Floats, labels: Ids, *, subject
     """The three numbers, and the reference's accuracy, from logits [samples, classes] twice and labels [samples]. Pure."""
     import numpy as np
 
-    from openclaw_opt.numerics.stats import ratio_of_sums
+    from openclaw_opt.numerics.stats import ratio_of_hits, ratio_of_sums
 
     theirs, mine = reference.argmax(-1), ours.argmax(-1)
     ones = np.ones(len(labels))
@@ -70,11 +70,6 @@ def classification_rows(reference: Floats, ours: Floats, labels: Ids, *, subject
     if not was_right.any():
         why = "the checkpoint classifies no sample as labelled"
         return [*rows, Classification.unmeasured("accuracy.top1.recovery", why, subject=subject)]
-    # A draw without one right answer of the checkpoint has no ratio: the interval needs enough of them.
-    enough = was_right.sum() >= MINIMUM_RIGHT
-    recovery = ratio_of_sums(right, was_right) if enough else float(right.sum() / was_right.sum())
     pairs = Items(right, was_right)
+    recovery = ratio_of_hits(right, was_right)
     return [*rows, Classification.row("accuracy.top1.recovery", recovery, subject=subject, items=pairs)]
-
-
-MINIMUM_RIGHT = 20

@@ -24,7 +24,7 @@ class Embedding(Metric):
     """Cosine similarity and agreement of nearest neighbours."""
 
     summary: ClassVar[str] = "cosine similarity with the checkpoint's embeddings, and agreement of nearest neighbours"
-    tasks: ClassVar[tuple[Task, ...]] = ("encoder",)
+    for_tasks: ClassVar[tuple[Task, ...]] = ("encoder",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
         Number("embedding.cosine.mean", "", "higher", "mean cosine with the checkpoint's embedding", ("encoder",)),

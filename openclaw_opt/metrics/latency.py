@@ -99,7 +99,7 @@ class Latency(Metric):
     timed: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = _numbers()
     depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "machine"
-    effort: ClassVar[frozenset[str]] = frozenset({"warmup", "time_box_s", "compare"})
+    effort: ClassVar[frozenset[str]] = frozenset({"warmup", "time_box_s", "compare", "passes"})
 
     prompt: int = Field(default=128, gt=0)
     """Tokens of the prompt, or of the text of an encoder; cut to the model's context."""
@@ -113,6 +113,9 @@ class Latency(Metric):
     """Seconds to measure for, once warm. Measuring ends earlier when p99 of a token and p90 of a prompt have their samples."""
     compare: bool = True
     """Time PyTorch in turns with the engine."""
+    passes: bool = True
+    """Make an engine of what each pass gave and time them all in turns, for half of `time_box_s` more. Where the engine does not run
+    here, the GPU's bound is counted instead."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
         task = subject.facts.task
@@ -187,24 +190,25 @@ class Latency(Metric):
         said = f"batch {self.batch}" + (f"; {note}" if note else "")
         if not times.later:
             rows = self._percentiles("infer", times.first, subject, said)
-            return [*rows, self._rate("throughput.samples_per_s", self.batch, times.first, subject, said)]
+            return [*rows, self.rate("throughput.samples_per_s", self.batch, times.first, subject, said)]
         ids, _ = sample_prompt(facts, self.prompt, self.new_tokens)
         prompt = ids.shape[1]
         said = f"{said}; prompt {prompt}, {len(times.later) // len(times.first)} new tokens"
         return [
             *self._percentiles("ttft", times.first, subject, said),
             *self._percentiles("decode", times.later, subject, said),
-            self._percentile("latency.e2e.p50_ms", 50, times.whole, subject, said),
-            self._rate("throughput.prefill_tokens_per_s", prompt * self.batch, times.first, subject, said),
-            self._rate("throughput.decode_tokens_per_s", self.batch, times.later, subject, said),
+            self.percentile("latency.e2e.p50_ms", 50, times.whole, subject, said),
+            self.rate("throughput.prefill_tokens_per_s", prompt * self.batch, times.first, subject, said),
+            self.rate("throughput.decode_tokens_per_s", self.batch, times.later, subject, said),
         ]
 
     def _percentiles(self, of: str, samples: list[float], subject: str, note: str) -> list[Measurement]:
-        rows = [self._percentile(f"latency.{of}.p{q}_ms", q, samples, subject, note) for q in PERCENTILES]
+        rows = [self.percentile(f"latency.{of}.p{q}_ms", q, samples, subject, note) for q in PERCENTILES]
         first = rows[0]
         return [first.model_copy(update={"raw": tuple(round(one, 6) for one in samples)}), *rows[1:]]
 
-    def _percentile(self, name: str, q: int, samples: list[float], subject: str, note: str) -> Measurement:
+    def percentile(self, name: str, q: int, samples: list[float], subject: str, note: str) -> Measurement:
+        """The q-th percentile of samples in ms, or how many are missing for it."""
         from openclaw_opt.numerics.stats import minimum_samples, percentile_estimate
 
         estimate = percentile_estimate(samples, q)
@@ -213,7 +217,7 @@ class Latency(Metric):
         why = f"p{q} needs {minimum_samples(q)} samples, {len(samples)} were taken in the time box"
         return self.unmeasured(name, why, subject=subject)
 
-    def _rate(self, name: str, items: int, samples: list[float], subject: str, note: str) -> Measurement:
+    def rate(self, name: str, items: int, samples: list[float], subject: str, note: str) -> Measurement:
         """items / mean seconds, with the interval of the mean in blocks."""
         from openclaw_opt.numerics.stats import Estimate, mean_estimate
 

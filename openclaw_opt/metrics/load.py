@@ -61,7 +61,7 @@ class Load(Metric):
     """Latency, and goodput under an SLO, with requests that arrive whether the engine is free or not."""
 
     summary: ClassVar[str] = "open loop: waiting and answering times at a rate of requests, goodput under an SLO"
-    tasks: ClassVar[tuple[Task, ...]] = DECODER
+    for_tasks: ClassVar[tuple[Task, ...]] = DECODER
     timed: ClassVar[bool] = True
     depends_on: ClassVar[Literal["artifact", "target", "machine"]] = "machine"
     numbers: ClassVar[tuple[Number, ...]] = (

@@ -28,7 +28,7 @@ class Perplexity(Metric):
     """Perplexity, bits per byte, and the share of them that is kept."""
 
     summary: ClassVar[str] = "perplexity and bits per byte on the evaluation text, and recovery of the checkpoint's own"
-    tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
+    for_tasks: ClassVar[tuple[Task, ...]] = ("decoder",)
     needs_data: ClassVar[bool] = True
     numbers: ClassVar[tuple[Number, ...]] = (
         Number(
@@ -61,7 +61,16 @@ class Perplexity(Metric):
             scores = subject.token_scores
         except MachineError as error:
             return self.all_unmeasured("decoder", error.what, subject=opener.subject)
-        return perplexity_rows(scores, subject.tokens.bytes, subject=opener.subject, note=opener.note)
+        rows = perplexity_rows(scores, subject.tokens.bytes, subject=opener.subject, note=opener.note)
+        if not subject.other_tokens:
+            return rows
+        by_token = ("perplexity", "perplexity.recovery")
+        return [
+            self.unmeasured(row.name, subject.other_tokens, subject=row.subject)
+            if row.name in by_token and row.subject != "reference"
+            else row
+            for row in rows
+        ]
 
 
 def perplexity_rows(

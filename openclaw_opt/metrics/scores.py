@@ -8,15 +8,15 @@ import numpy as np
 
 from openclaw_opt.artifacts import GraphFacts
 from openclaw_opt.backends import DecoderSession, GenericSession
-from openclaw_opt.errors import VerificationError
+from openclaw_opt.errors import MachineError, VerificationError
 from openclaw_opt.metrics.reference import TokenReference, batches, check_finite
-from openclaw_opt.numerics.divergence import SequenceScore, log_softmax, score_sequence
+from openclaw_opt.numerics.divergence import SequenceScore, log_softmax, score_sequence, score_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from openclaw_opt.backends import Floats, Ids
-    from openclaw_opt.data.load import ImageSet, SentenceSet, TokenSet
+    from openclaw_opt.data.load import ImageSet, OwnTokens, SentenceSet, TokenSet
     from openclaw_opt.metrics.reference import Logits
     from openclaw_opt.metrics.subject import Opener
 
@@ -48,6 +48,30 @@ def score_sequences(logits: Logits, sequences: Ids, reference: TokenReference) -
             score_sequence(log_softmax(one), sequences[row, 1:], wide[row].astype(np.float32), targets[row], top[row])
             for row, one in zip(range(rows.start, rows.stop), given, strict=True)
         ]
+    return tuple(scores)
+
+
+def score_own_tokens(
+    opener: Opener, own: OwnTokens, reference: TokenReference, context: int | None
+) -> tuple[SequenceScore, ...]:
+    """One row a sequence of the artifact's own tokens, one sequence at a time; counts of tokens are the reference's.
+
+    Raises:
+        VerificationError: the logits are not finite.
+        MachineError: a sequence is longer than the context.
+    """
+    longest = max(len(ids) for ids in own.sequences)
+    if context is not None and longest > context:
+        raise MachineError(f"the text of a sequence is {longest} of its own tokens, and its context is {context}")
+    assert opener.open is not None, opener.why
+    targets = reference.targets()
+    scores = []
+    with opener.open() as session:
+        assert isinstance(session, DecoderSession)
+        for ids, predicted, theirs in zip(own.sequences, own.predicted, targets, strict=True):
+            given = session.logits(ids[None])[0, -predicted - 1 : -1]
+            check_finite(given, "the engine's logits")
+            scores.append(score_text(log_softmax(given), ids[-predicted:], theirs))
     return tuple(scores)
 
 

@@ -14,9 +14,12 @@ from openclaw_opt.targets import Target
 
 if TYPE_CHECKING:
     from openclaw_opt.backends import Floats, Session
-    from openclaw_opt.data.load import ImageSet, SentenceSet, TokenSet
+    from openclaw_opt.data.load import ImageSet, OwnTokens, SentenceSet, TokenSet
     from openclaw_opt.metrics.reference import ArrayReference, TokenReference
     from openclaw_opt.numerics.divergence import SequenceScore
+
+
+OTHER_TOKENS = "its vocabulary was trimmed: the same text is other tokens than the checkpoint's; compare bits per byte"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Subject:
         files: what the runtime loads, for size and memory.
         original_files: the checkpoint's weight files.
         graph: folder of the graph that the roofline counts; None if there is none.
-        tokenizer: the checkpoint's tokenizer.json; None if it has none.
+        tokenizer: the artifact's tokenizer.json; None if it has none.
+        original_tokenizer: the checkpoint's, where a pass has changed it; None where they are the same.
+        own: the evaluation text in the artifact's own tokens; None where these are the checkpoint's.
         load_command: arguments after `python` that open the engine in a child and print how long it took; None likewise.
         memory_command: arguments after `python` that run the engine in a child and print its peak; None where it cannot.
     """
@@ -59,15 +64,24 @@ class Subject:
     original_files: tuple[Path, ...] = ()
     graph: Path | None = None
     tokenizer: Path | None = None
+    original_tokenizer: Path | None = None
+    own: OwnTokens | None = None
     load_command: tuple[str, ...] | None = None
     memory_command: tuple[str, ...] | None = None
     memory_why: str = ""
 
+    @property
+    def other_tokens(self) -> str:
+        """Why numbers by the token cannot be compared with the checkpoint's; empty where they can."""
+        return "" if self.own is None else OTHER_TOKENS
+
     @cached_property
     def token_scores(self) -> tuple[SequenceScore, ...]:
         """Every evaluation sequence against the reference, run once for all metrics."""
-        from openclaw_opt.metrics.scores import score_tokens
+        from openclaw_opt.metrics.scores import score_own_tokens, score_tokens
 
+        if self.own is not None:
+            return score_own_tokens(self.accuracy, self.own, self.token_reference, self.facts.context)
         return score_tokens(self.accuracy, self.tokens, self.token_reference)
 
     @cached_property

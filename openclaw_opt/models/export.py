@@ -8,11 +8,12 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
-from openclaw_opt.artifacts import FloatType, Graph, GraphFacts, KvShape, LayerFormat, Model
+from openclaw_opt.artifacts import FloatType, Graph, GraphFacts, LayerFormat, Model
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.emit import save
 from openclaw_opt.models.emit_decoder import OPSET, emit_decoder
+from openclaw_opt.models.sizes import caches
 from openclaw_opt.models.spec import DecoderSpec, HfSpec, ModelFacts, read_facts
 from openclaw_opt.models.store import DTYPES, copy_assets, open_model
 
@@ -69,7 +70,7 @@ def graph_facts(facts: ModelFacts, dtype: FloatType, context: int | None) -> Gra
         more: dict[str, object] = {"batch_first_shapes": input_shapes(facts.spec)}
     else:
         more = {
-            "kv": _caches(facts),
+            "kv": caches(facts.spec),
             "recompute_after": _recompute_after(facts.spec, context),
             "decoder": facts.spec.model_dump(mode="json"),
         }
@@ -81,17 +82,9 @@ def graph_facts(facts: ModelFacts, dtype: FloatType, context: int | None) -> Gra
             "context": context,
             "hidden": facts.spec.hidden,
             "quantized": quantized,
+            "sparse": facts.sparse,
             "quantized_activations": any(quant.input_scale or quant.dynamic for quant in facts.quant.values()),
         }
-    )
-
-
-def _caches(facts: ModelFacts) -> tuple[KvShape, ...]:
-    spec = facts.decoder
-    assert spec is not None
-    return tuple(
-        KvShape(q_heads=layer.q_heads, kv_heads=layer.kv_heads, head_dim=spec.head_dim, window=layer.window)
-        for layer in spec.layers
     )
 
 

@@ -1,15 +1,7 @@
-"""Structured pruning of the canonical decoder: rank channels, heads and layers, slice the weights, prove the slices.
+"""Structured pruning of the canonical decoder: cut what ranks last (`models.importance`), slice the weights, prove the slices.
 
-Importance, per layer:
-    magnitude    channel  ‖gate row‖² + ‖up row‖² + ‖down column‖²        (biases of the rows included)
-                 head     ‖q rows‖² + ‖o columns‖², plus its share of ‖k rows‖² + ‖v rows‖²
-    activation   channel  E[x²]·‖down column‖²: the energy it adds to the layer's output, x on calibration data
-                 head     Σ E[x²]·‖o column‖² over the columns of the head
-A key/value group counts as the sum of its query heads. Whole layers: 1 − E[cos(input, output)] over calibration tokens.
-Sources: Minitron (https://arxiv.org/abs/2407.14679), Wanda (https://arxiv.org/abs/2306.11695), ShortGPT (https://arxiv.org/abs/2403.03853).
-
-The proof: the decoder with the removed parts set to zero (columns of down and o; both branches of a removed layer) and the
-shrunk one give the same hidden states and logits within TOLERANCE.
+The proof: the decoder with the removed parts set to zero (columns of down and o; both branches of a removed layer; removed
+channels of the hidden states, see `models.hidden`) and the shrunk one give the same hidden states and logits within TOLERANCE.
 """
 
 from __future__ import annotations
@@ -18,34 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openclaw_opt.errors import VerificationError
-from openclaw_opt.models.calibrate import (
-    Batch,
-    Calibration,
-    Progress,
-    decoder_batch,
-    layer_outputs,
-    run_batches,
-    watched,
-)
+from openclaw_opt.models.calibrate import Batch, Calibration, Progress, decoder_batch, layer_outputs
 from openclaw_opt.models.decoder import Decoder, Layer
+from openclaw_opt.models.hidden import hidden_scores, mask_hidden, narrowed
+from openclaw_opt.models.importance import Importance, Scores, block_importance, layers_of, least_important, rank
 from openclaw_opt.models.spec import DecoderSpec, LayerSpec
 from openclaw_opt.numerics.quantization import relative_difference
 
 TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Importance in one layer, float64; larger is more important."""
-
-    ffn: Tensor
-    """[ffn]"""
-    heads: Tensor
-    """[q_heads]"""
 
 
 @dataclass(frozen=True)
@@ -60,74 +35,6 @@ class Cut:
         return before.model_copy(update={"ffn": len(self.ffn), "q_heads": len(self.q), "kv_heads": len(self.kv)})
 
 
-def magnitude_scores(decoder: Decoder) -> list[Scores]:
-    """Scores from the weights alone, one a layer."""
-    return [Scores(_ffn_magnitude(layer), _head_magnitude(layer)) for layer in layers_of(decoder)]
-
-
-def _ffn_magnitude(layer: Layer) -> Tensor:
-    rows = _row_energy(layer.gate_up if layer.spec.gated else layer.up)
-    return rows.view(-1, layer.sizes.ffn).sum(0) + _column_energy(layer.down)
-
-
-def _head_magnitude(layer: Layer) -> Tensor:
-    sizes, groups = layer.sizes, layer.sizes.q_heads // layer.sizes.kv_heads
-    rows = _by_head(layer, _row_energy(layer.qkv))
-    q, k, v = torch.split(rows, [sizes.q_heads, sizes.kv_heads, sizes.kv_heads])
-    shared: Tensor = (k + v).repeat_interleave(groups) / groups
-    return q + shared + _by_head(layer, _column_energy(layer.o))
-
-
-def _row_energy(linear: nn.Module) -> Tensor:
-    assert isinstance(linear, nn.Linear)
-    energy = linear.weight.double().square().sum(1)
-    return energy if linear.bias is None else energy + linear.bias.double().square()
-
-
-def _column_energy(linear: nn.Module) -> Tensor:
-    assert isinstance(linear, nn.Linear)
-    return linear.weight.double().square().sum(0)
-
-
-def _by_head(layer: Layer, columns: Tensor) -> Tensor:
-    return columns.view(-1, layer.spec.head_dim).sum(1)
-
-
-def activation_scores(decoder: Decoder, calibration: Calibration, progress: Progress) -> list[Scores]:
-    """Scores from the energy that each part adds on calibration data, one a layer."""
-    names = [f"layers.{i}.{part}" for i in range(len(decoder.layers)) for part in ("down", "o")]
-    energy: dict[str, Tensor] = {}
-
-    def seen(name: str, x: Tensor, y: Tensor) -> None:
-        added = x.double().square().flatten(0, -2).sum(0)
-        energy[name] = energy[name] + added if name in energy else added
-
-    with watched(decoder, names, seen):
-        run_batches(decoder, calibration, progress, "ranking channels and heads")
-    return [
-        Scores(
-            energy[f"layers.{i}.down"] * _column_energy(layer.down),
-            _by_head(layer, energy[f"layers.{i}.o"] * _column_energy(layer.o)),
-        )
-        for i, layer in enumerate(layers_of(decoder))
-    ]
-
-
-def block_importance(decoder: Decoder, calibration: Calibration, progress: Progress) -> list[float]:
-    """1 − mean cosine similarity of what goes into a layer and what comes out, over all calibration tokens."""
-    names = [f"layers.{i}" for i in range(len(decoder.layers))]
-    sums, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-
-    def seen(name: str, x: Tensor, y: Sequence[Tensor]) -> None:
-        similar = F.cosine_similarity(x.double(), y[0].double(), dim=-1)
-        sums[name] += float(similar.sum())
-        tokens[name] += similar.numel()
-
-    with watched(decoder, names, seen):  # type: ignore[arg-type]
-        run_batches(decoder, calibration, progress, "ranking layers")
-    return [1.0 - sums[name] / tokens[name] for name in names]
-
-
 def choose(scores: Scores, before: LayerSpec, after: LayerSpec) -> Cut:
     """The most important channels, key/value groups, and query heads within each of these, as many as `after` has."""
     by_group = scores.heads.view(before.kv_heads, -1)
@@ -140,10 +47,6 @@ def choose(scores: Scores, before: LayerSpec, after: LayerSpec) -> Cut:
 def _top(scores: Tensor, count: int) -> Tensor:
     """Sorted indices of the `count` largest; of equal ones the first."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
-
-
-def layers_of(decoder: Decoder) -> list[Layer]:
-    return [layer for layer in decoder.layers if isinstance(layer, Layer)]
 
 
 def shrink(decoder: Decoder, cuts: Mapping[int, Cut]) -> Decoder:
@@ -204,18 +107,30 @@ def _zero_columns(linear: nn.Linear, kept: Tensor) -> None:
     linear.weight = nn.Parameter(zeroed, requires_grad=False)
 
 
-def prove(original: Decoder, shrunk: Decoder, cuts: Mapping[int, Cut], calibration: Calibration | None) -> float:
+def prove(
+    original: Decoder,
+    shrunk: Decoder,
+    cuts: Mapping[int, Cut],
+    calibration: Calibration | None,
+    hidden: Tensor | None = None,
+) -> float:
     """Mask `original` (in place) and compare: the largest relative difference of hidden states and logits.
+
+    Args:
+        hidden: channels of the hidden states that stay; None for all.
 
     Raises:
         VerificationError: it is above TOLERANCE; the first layer (of the original) where it is, is named.
     """
     wanted, probe = [f"layers.{i}" for i in cuts] + ["head"], _probe(original.spec, calibration)
     mask(original, cuts)
+    if hidden is not None:
+        mask_hidden(original, hidden)
     before = dict(layer_outputs(original, probe))
     worst = 0.0
     for name, (_, made) in zip(wanted, layer_outputs(shrunk, probe), strict=True):
-        difference = relative_difference(before[name], made)
+        known = before[name] if hidden is None or name == "head" else before[name][..., hidden]
+        difference = relative_difference(known, made)
         if difference > TOLERANCE:
             raise VerificationError(
                 f"the shrunk model differs from the masked one by {difference:.2g} of the largest value "
@@ -239,12 +154,6 @@ def parameters_of(decoder: Decoder) -> int:
     return sum(value.numel() for value in decoder.parameters())
 
 
-def least_important(importance: Sequence[float], count: int) -> list[int]:
-    """Indices of the `count` smallest, sorted; of equal ones the last."""
-    order = sorted(range(len(importance)), key=lambda i: (importance[i], -i))
-    return sorted(order[:count])
-
-
 @dataclass(frozen=True)
 class Plan:
     """What to do to a decoder: how many layers go, what sizes the others get, and how parts are ranked."""
@@ -252,8 +161,12 @@ class Plan:
     drop: int
     sizes: Callable[[LayerSpec], LayerSpec]
     """Sizes of a layer before → after."""
-    by_activation: bool
+    importance: Importance
     narrows: bool
+    widths: Callable[[DecoderSpec, list[Scores]], list[int]] | None = None
+    """FFN widths of the layers that stay, from the spec with the other cuts made and those layers' scores; None: as `sizes` says."""
+    hidden: int | None = None
+    """Channels of the hidden states that stay; None for all."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +179,10 @@ class Pruned:
     """Of every layer of the original; empty where no layer goes."""
     energy_kept: dict[int, tuple[float, float]]
     """Layer → share of the importance of its channels and of its heads that stays, 0 to 1."""
+    hidden: Tensor | None = None
+    """Sorted indices of the hidden states' channels that stay; None for all."""
+    hidden_kept: float = 1.0
+    """Share of their importance that stays."""
 
 
 def prune_decoder(decoder: Decoder, plan: Plan, calibration: Calibration | None, progress: Progress) -> Pruned:
@@ -274,18 +191,30 @@ def prune_decoder(decoder: Decoder, plan: Plan, calibration: Calibration | None,
     importance: list[float] = []
     if plan.drop:
         assert calibration is not None
-        importance = block_importance(decoder, calibration, lambda part, text: progress(part / 2, text))
+        importance = block_importance(decoder, calibration, lambda part, text: progress(part / 3, text))
     dropped = least_important(importance, plan.drop)
-    if plan.narrows and plan.by_activation:
-        assert calibration is not None
-        scores = activation_scores(decoder, calibration, lambda part, text: progress(0.5 + part / 2, text))
-    else:
-        scores = magnitude_scores(decoder)
-    cuts = {
-        i: choose(scores[i], layer.sizes, plan.sizes(layer.sizes)) for i, layer in enumerate(before) if i not in dropped
-    }
+    by = plan.importance if plan.narrows else "magnitude"
+    scores = rank(decoder, by, calibration, lambda part, text: progress((1 + part) / 3, text))
+    stay = [i for i in range(len(before)) if i not in dropped]
+    sizes = dict(zip(stay, _sizes(decoder.spec, plan, stay, scores), strict=True))
+    cuts = {i: choose(scores[i], before[i].sizes, sizes[i]) for i in stay}
     kept = {i: (_share(scores[i].ffn, cut.ffn), _share(scores[i].heads, cut.q)) for i, cut in cuts.items()}
-    return Pruned(shrink(decoder, cuts), cuts, importance, kept)
+    shrunk = shrink(decoder, cuts)
+    if plan.hidden is None:
+        return Pruned(shrunk, cuts, importance, kept)
+    channels = hidden_scores(decoder, plan.importance, calibration, lambda part, text: progress((2 + part) / 3, text))
+    hidden = _top(channels, plan.hidden)
+    return Pruned(narrowed(shrunk, hidden), cuts, importance, kept, hidden, _share(channels, hidden))
+
+
+def _sizes(spec: DecoderSpec, plan: Plan, stay: Sequence[int], scores: Sequence[Scores]) -> tuple[LayerSpec, ...]:
+    """Of the layers that stay."""
+    layers = tuple(plan.sizes(spec.layers[i]) for i in stay)
+    if plan.widths is None:
+        return layers
+    hidden = spec.hidden if plan.hidden is None else plan.hidden
+    widths = plan.widths(spec.model_copy(update={"layers": layers, "hidden": hidden}), [scores[i] for i in stay])
+    return tuple(layer.model_copy(update={"ffn": width}) for layer, width in zip(layers, widths, strict=True))
 
 
 def _share(scores: Tensor, kept: Tensor) -> float:

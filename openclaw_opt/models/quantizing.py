@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openclaw_opt.artifacts import Model
-from openclaw_opt.errors import RecipeError
+from openclaw_opt.errors import RecipeError, VerificationError
 from openclaw_opt.models.calibrate import Calibration, Progress, run_batches, watched
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.folding import fold
@@ -153,17 +153,29 @@ def converted(source: Input, job: Job, choose: Choose, progress: Progress) -> Co
     names, unreached = _reached(names, reach)
     theirs = open_model(source.model)
     said = calibrated(theirs, names, job.scheme, calibration, _part(progress, 0.1, 0.55))
-    grids = refined(theirs, names, job.scheme, calibration, _part(progress, 0.55, 0.8))
+    grids = refined(theirs, names, job.scheme, calibration, _part(progress, 0.55, 0.8), source.facts.sparse)
     if job.scheme.searches_ranges:
         assert calibration is not None
         _set_ranges(reference, theirs, names, job, calibration, _part(progress, 0.8, 0.85))
     layers = {name: layer_of(theirs.get_submodule(name), job.scheme, grids.get(name)) for name in names}
+    prove_zeros(reference, layers, source.facts.sparse)
     plain = (
         {} if job.is_plain else {name: _plain(reference.get_submodule(name), job, reach.get(name)) for name in names}
     )
     errors = measure(reference, theirs, Compared(layers, plain), calibration, _part(progress, 0.85, 1.0))
     rows = {name: _row(name, reference, theirs, Compared(layers, plain), job, errors, said) for name in names}
     return Converted(layers, rows, tuple(every), unreached, max(errors.proven.values(), default=None))
+
+
+def prove_zeros(reference: nn.Module, layers: Mapping[str, QuantLayer], sparse: Collection[str]) -> None:
+    """VerificationError where a weight that was made zero is zero no more; the layer is named."""
+    for name in [name for name in sparse if name in layers]:
+        weight = reference.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        zero = weight == 0
+        lost = int((zero & (layers[name].weight_values(torch.float32) != 0)).sum())
+        if lost:
+            raise VerificationError(f"{lost} of {int(zero.sum())} zeros are lost by rounding", where=name)
 
 
 def _calibration_row(calibration: Calibration | None, job: Job, seconds: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ with zero points; there its layer keeps the rounded weight and does not quantize
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -25,9 +25,17 @@ from openclaw_opt.numerics.quantization import TOP
 
 @torch.no_grad()
 def refined(
-    module: nn.Module, names: Sequence[str], scheme: Scheme, calibration: Calibration | None, progress: Progress
+    module: nn.Module,
+    names: Sequence[str],
+    scheme: Scheme,
+    calibration: Calibration | None,
+    progress: Progress,
+    held: Collection[str] = (),
 ) -> dict[str, Grid]:
     """Round the weights of the layers in `names` as the scheme asks, in place.
+
+    Args:
+        held: layers whose zeros stay zeros; rounding to nearest keeps them by itself.
 
     Returns:
         The grid of each layer; empty where modelopt's own rounding is what was asked.
@@ -40,7 +48,7 @@ def refined(
         assert calibration is not None
 
         def change(name: str, gram: Tensor) -> None:
-            grids[name] = _with_inputs(name, module.get_submodule(name), scheme, gram)
+            grids[name] = _with_inputs(name, module.get_submodule(name), scheme, gram, hold=name in held)
 
         each_gram(module, names, calibration, change, progress)
     elif scheme.row.kind == AFFINE or scheme.clips_weights:
@@ -49,7 +57,7 @@ def refined(
     return grids
 
 
-def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor) -> Grid:
+def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor, *, hold: bool) -> Grid:
     factors = layer.input_quantizer.pre_quant_scale
     if factors is not None:
         spread = factors.float().flatten()
@@ -60,7 +68,9 @@ def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor) -> Grid:
     values = grid.rounded(weight)
     if scheme.compensates:
         try:
-            values = gptq(weight, gram, grid, damping=scheme.damping, act_order=scheme.act_order).values
+            zeros = weight == 0 if hold else None
+            options = {"damping": scheme.damping, "act_order": scheme.act_order}
+            values = gptq(weight, gram, grid, **options, zeros=zeros).values  # type: ignore[arg-type]
         except NotPositive as error:
             raise RecipeError(
                 f"gptq: {error}", where=name, fix="more calibration samples, or algorithm: awq"

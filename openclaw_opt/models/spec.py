@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from openclaw_opt.artifacts import Facts, FloatType, Model, Task
+from openclaw_opt.artifacts import Facts, FloatType, LayerZeros, Model, Task
 from openclaw_opt.errors import RecipeError
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -132,6 +132,8 @@ class ModelFacts(Facts):
     hf: HfSpec | None = None
     quant: dict[str, LayerQuant] = Field(default_factory=dict)
     """By module name, e.g. `layers.0.qkv`."""
+    sparse: dict[str, LayerZeros] = Field(default_factory=dict)
+    """By module name: where a weight is zero it was made zero, and whatever changes the weight keeps that."""
     notes: tuple[str, ...] = ()
     """What passes did to the weights, in order, one sentence each."""
 

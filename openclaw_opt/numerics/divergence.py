@@ -27,9 +27,9 @@ class SequenceScore:
     """Σ −log q(target), nats."""
     reference_nll: float
     kl: float
-    """Σ KL(reference ‖ engine), nats."""
+    """Σ KL(reference ‖ engine), nats; NaN where the two have different vocabularies."""
     agreed: int
-    """Positions where both have the same most probable token (ties: the lower id on both sides)."""
+    """Positions where both have the same most probable token (ties: the lower id on both sides); 0 where vocabularies differ."""
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -67,6 +67,20 @@ def score_sequence(
         reference_nll=-float(np.sum(reference_target, dtype=np.float64)),
         kl=float(kl_divergence(reference, log_probabilities).sum()),
         agreed=int((log_probabilities.argmax(-1) == reference_top).sum()),
+    )
+
+
+def score_text(log_probabilities: Floats, targets: Ids, reference_target: Floats) -> SequenceScore:
+    """One sequence's likelihoods where engine and reference tokenize its text apart; `tokens` are the reference's.
+
+    Log-probabilities [own tokens, vocab] at the positions before `targets` [own tokens]; the reference's [its tokens].
+    """
+    return SequenceScore(
+        tokens=len(reference_target),
+        nll=-float(target_log_probability(log_probabilities, targets).sum()),
+        reference_nll=-float(np.sum(reference_target, dtype=np.float64)),
+        kl=float("nan"),
+        agreed=0,
     )
 
 

@@ -14,6 +14,7 @@ https://arxiv.org/abs/2210.17323.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,8 @@ from openclaw_opt.numerics.grid import Grid
 
 STRIDE = 128
 LEAST_DAMPING, MOST_DAMPING = 1e-4, 1.0
+Column = Callable[[int, Tensor], Tensor]
+"""Column's number j and the weight [N, K] as it is by then, right up to the end of j's stride → what column j becomes, [N]."""
 
 
 class NotPositive(ArithmeticError):
@@ -37,7 +40,15 @@ class Gptq:
     damping: float
 
 
-def gptq(weight: Tensor, gram: Tensor, grid: Grid, *, damping: float = 0.01, act_order: bool = True) -> Gptq:
+def gptq(
+    weight: Tensor,
+    gram: Tensor,
+    grid: Grid,
+    *,
+    damping: float = 0.01,
+    act_order: bool = True,
+    zeros: Tensor | None = None,
+) -> Gptq:
     """Round `weight` to `grid`.
 
     Args:
@@ -46,29 +57,49 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid, *, damping: float = 0.01, act
         grid: scales (and zero points) of the weight.
         damping: λ. Raised tenfold while no Cholesky factor exists, at most to MOST_DAMPING.
         act_order: largest H_jj first.
+        zeros: bool [N, K], weights that stay zero: the columns after them make up for what they would have taken on.
 
     Raises:
         NotPositive: no factor with MOST_DAMPING.
     """
     columns = weight.shape[1]
     block = columns // grid.scale.shape[1]
-    hessian = _without_unused(gram)
+    hessian = without_unused(gram)
     order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
-    factor, used = _factor(hessian[order][:, order], damping)
-    work = weight.float()[:, order]
-    rounded = torch.empty_like(work)
+    factor, used = inverse_factor(hessian[order][:, order], damping)
+    held = None if zeros is None else zeros[:, order]
+
+    def column(j: int, work: Tensor) -> Tensor:
+        rounded = grid.column(work[:, j], int(order[j]) // block)
+        return rounded if held is None else rounded.masked_fill(held[:, j], 0.0)
+
+    rounded = compensated(weight.float()[:, order], factor, column)
+    return Gptq(rounded[:, order.argsort()].contiguous(), used)
+
+
+def compensated(weight: Tensor, factor: Tensor, column: Column) -> Tensor:
+    """Change one column of `weight` [N, K] after the other to what `column` says, the later ones making up for each error.
+
+    Args:
+        factor: upper Cholesky factor of the damped inverse of the inputs' products, [K, K], see `inverse_factor`.
+
+    Returns:
+        float32 [N, K] of changed columns.
+    """
+    work = weight.float().clone()
+    made, columns = torch.empty_like(work), work.shape[1]
     for start in range(0, columns, STRIDE):
         stop = min(start + STRIDE, columns)
         errors = torch.empty_like(work[:, start:stop])
         for j in range(start, stop):
-            rounded[:, j] = grid.column(work[:, j], int(order[j]) // block)
-            errors[:, j - start] = (work[:, j] - rounded[:, j]) / factor[j, j]
+            made[:, j] = column(j, work)
+            errors[:, j - start] = (work[:, j] - made[:, j]) / factor[j, j]
             work[:, j + 1 : stop] -= errors[:, j - start, None] * factor[j, j + 1 : stop]
         work[:, stop:] -= errors @ factor[start:stop, stop:]
-    return Gptq(rounded[:, order.argsort()].contiguous(), used)
+    return made
 
 
-def _without_unused(gram: Tensor) -> Tensor:
+def without_unused(gram: Tensor) -> Tensor:
     """H in units of its mean diagonal, with ones on the diagonal of unused inputs."""
     diagonal = gram.diagonal()
     unused = diagonal == 0
@@ -78,7 +109,7 @@ def _without_unused(gram: Tensor) -> Tensor:
     return hessian
 
 
-def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     """Upper Cholesky factor of the damped inverse, and the damping that gave one."""
     mean = hessian.diagonal().mean()
     while True:

@@ -25,6 +25,7 @@ Samples = NDArray[np.float64]
 CONFIDENCE = 0.99
 COVERAGE = 0.95
 RESAMPLES = 1000
+MINIMUM_HITS = 20
 _CHUNK_ELEMENTS = 4_000_000
 """Resampled values held at once: 32 MB of float64."""
 
@@ -126,6 +127,13 @@ def ratio_of_sums(numerators: ArrayLike, denominators: ArrayLike, *, seed: int =
         return Estimate(value, None, None, over.size)
     low, high = _interval([over[rows].sum(1) / under[rows].sum(1) for rows in block_rows(over.size, seed, block=1)])
     return Estimate(value, low, high, over.size)
+
+
+def ratio_of_hits(right: NDArray[np.float64], was_right: NDArray[np.float64]) -> Estimate | float:
+    """Σ right / Σ was_right of the same items, each 0 or 1; without an interval below MINIMUM_HITS: a draw needs one hit."""
+    if was_right.sum() < MINIMUM_HITS:
+        return float(right.sum() / was_right.sum())
+    return ratio_of_sums(right, was_right)
 
 
 def block_length(samples: int) -> int:

@@ -205,6 +205,9 @@ def complaints(options: Quantize, view: View) -> Iterator[Complaint]:
                 yield Complaint(f"{name} has no effect with format: {options.format}", name, "format: auto")
         return
     task = view.spec.task
+    if any(getattr(earlier, "vocabulary", None) is not None for earlier in view.earlier):
+        what = "format: auto measures against the checkpoint, whose vocabulary an earlier pass cuts"
+        yield Complaint(what, "format", "quantize to one format, or leave the vocabulary whole")
     if options.within is None:
         yield Complaint("format: auto wants what the choice must keep", "format", EXAMPLE[task])
     else:

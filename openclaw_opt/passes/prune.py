@@ -1,38 +1,44 @@
-"""prune: whole FFN channels, attention heads and layers out of a decoder; the smaller model runs on any engine as it is."""
+"""prune: whole FFN channels, attention heads, layers and hidden channels out of a decoder; the smaller model runs on any engine as it is."""
 
 from __future__ import annotations
 
-from math import ceil
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from openclaw_opt.artifacts import Model
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.passes._goal import Goal
+from openclaw_opt.passes._prune_sizes import family_complaints, size_complaints, unreachable
+from openclaw_opt.passes._pruned import changes, widths
+from openclaw_opt.passes._widths import Meets, by_sensitivity, even, least, remaining
 from openclaw_opt.targets import Target
 
 if TYPE_CHECKING:
     from openclaw_opt.models.decoder import Decoder
-    from openclaw_opt.models.pruning import Plan, Pruned
+    from openclaw_opt.models.importance import Scores
+    from openclaw_opt.models.pruning import Plan
     from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts
+    from openclaw_opt.models.trimming import Vocabulary
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 GPU_MULTIPLE, CPU_MULTIPLE = 64, 32
-ROUNDING = 1e-9  # (1 - 0.3) * 10 is 7.000000000000001 in floating point, and means 7
 
 
 class Prune(Pass):
     """Remove what matters least, layer by layer, and shrink the weights.
 
-    Proof that goes with it: the model with the removed parts set to zero gives the same outputs as the shrunk one.
+    Proof that goes with it: the model with the removed parts set to zero gives the same outputs as the shrunk one. Layers may
+    end up with different widths: model.json, graphs and engines hold that, a Hugging Face config.json does not.
     """
 
     kind: ClassVar[Kind] = "lossy"
-    summary: ClassVar[str] = "remove FFN channels, attention heads or whole layers of a decoder"
+    summary: ClassVar[str] = "remove FFN channels, attention heads, hidden channels or whole layers of a decoder"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     reads: ClassVar[tuple[str, ...]] = ("target", "calibration")
-    essential: ClassVar[tuple[str, ...]] = ("ffn", "heads", "query_heads", "layers")
+    essential: ClassVar[tuple[str, ...]] = ("ffn", "heads", "query_heads", "layers", "hidden", "vocabulary", "to")
 
     ffn: Fraction | None = None
     """Fraction of each layer's FFN channels to remove."""
@@ -42,20 +48,39 @@ class Prune(Pass):
     """Fraction of the query heads of each remaining group to remove; the key/value cache keeps its size."""
     layers: Annotated[int, Field(gt=0)] | None = None
     """How many whole layers to remove: those that change their input least on calibration data."""
-    importance: Literal["magnitude", "activation"] | None = None
-    """How channels and heads are ranked: by their weights, or by what they add on calibration data. Default: activation."""
+    hidden: Fraction | None = None
+    """Fraction of the hidden states' channels to remove, everywhere; families with RMS norms only."""
+    vocabulary: Literal["used"] | Fraction | None = None
+    """Tokens to remove, by the whole text of the calibration source: all that never occur in it (`used`), or a fraction, the
+    rarest first. What tokens are merged from stays with them, and so do special tokens and bytes: text outside becomes more
+    tokens. Byte-level BPE only; accuracy is then in bits per byte."""
+    to: Goal | None = None
+    """What the model is to be made to fit: `{parameters: 4.0M}`, `{parameters: 0.8}` of what there is, `{gib: 0.5}` or
+    `{decode_ms: 1.2}` (roofline of a token on the target); `format: int4` beside the last two counts linear layers as a later
+    `quantize` leaves them. As few FFN channels go as meet it, after what the other options take out."""
+    allocation: Literal["even", "sensitivity"] | None = None
+    """How `ffn` or `to` is spread over layers: `even` by one fraction, or by `sensitivity`, the channels of least importance for
+    the whole model first, so that widths differ. Default: even."""
+    importance: Literal["magnitude", "activation", "wanda", "taylor"] | None = None
+    """How channels and heads are ranked: by their weights (magnitude), by the energy they add on calibration data (activation),
+    by the norm of their input times their weights (wanda), or by the loss's first derivative (taylor). Default: activation."""
     round_to: Annotated[int, Field(gt=0)] | None = None
-    """FFN sizes become multiples of this, rounded up: never more is removed than asked. Default: 64 for a GPU, 32 for a CPU."""
+    """FFN and hidden sizes become multiples of this, rounded up: never more is removed than asked. Default: 64 for a GPU, 32 for a CPU."""
     batch_size: Annotated[int, Field(gt=0)] = 4
     """Calibration sequences that run at once; memory grows with it."""
 
     @property
     def narrows(self) -> bool:
-        return any(part is not None for part in (self.ffn, self.heads, self.query_heads))
+        return any(part is not None for part in (self.ffn, self.heads, self.query_heads, self.to))
+
+    @property
+    def cuts_ffn(self) -> bool:
+        return self.ffn is not None or self.to is not None
 
     @property
     def ranks_on_data(self) -> bool:
-        return self.layers is not None or (self.narrows and self.importance != "magnitude")
+        by_data = self.importance != "magnitude"
+        return self.layers is not None or (by_data and (self.narrows or self.hidden is not None))
 
     def multiple(self, target: Target) -> int:
         return self.round_to or (GPU_MULTIPLE if target.is_gpu else CPU_MULTIPLE)
@@ -65,20 +90,28 @@ class Prune(Pass):
 
         if not isinstance(view.spec, DecoderSpec):
             return [Complaint(f"prune takes decoders, {view.spec.architecture} is a model for {view.spec.task}")]
-        if any(earlier.word == "quantize" for earlier in view.earlier):
+        words = [earlier.word for earlier in view.earlier]
+        if "quantize" in words:
             return [Complaint("quantized weights cannot be pruned", fix="put prune before quantize")]
-        found = [*self._options(), *self._data(view)]
-        if any(earlier.word == "prune" for earlier in view.earlier):
-            return found  # the sizes are not known yet; `run` looks at the real ones
-        return [*found, *self._sizes(view.spec, view.target)]
+        found = [*self._options(), *self._data(view), *family_complaints(self, view.spec, view.target)]
+        if "sparsify" in words:
+            found.append(Complaint("taking out inputs breaks up groups of four", fix="put prune before sparsify"))
+        if "prune" in words or found:
+            return found  # after another prune the sizes are not known yet; `run` looks at the real ones
+        return size_complaints(self, view.spec, view.target, view.backend)
 
     def _options(self) -> list[Complaint]:
-        if not self.narrows and self.layers is None:
-            return [Complaint("prune removes nothing", fix="give ffn, heads, query_heads or layers")]
+        if not self.narrows and self.layers is None and self.hidden is None and self.vocabulary is None:
+            fix = "give ffn, heads, query_heads, layers, hidden, vocabulary or to"
+            return [Complaint("prune removes nothing", fix=fix)]
         found = []
-        if self.round_to is not None and self.ffn is None:
-            found.append(Complaint("round_to has no effect without ffn", "round_to", "leave it out"))
-        if self.importance is not None and not self.narrows:
+        if self.to is not None and self.ffn is not None:
+            found.append(Complaint("`to` finds the FFN's width itself", "ffn", "leave ffn or to out"))
+        if self.allocation is not None and not self.cuts_ffn:
+            found.append(Complaint("allocation has no effect without ffn or to", "allocation", "leave it out"))
+        if self.round_to is not None and not self.cuts_ffn and self.hidden is None:
+            found.append(Complaint("round_to has no effect without ffn, hidden or to", "round_to", "leave it out"))
+        if self.importance is not None and not self.narrows and self.hidden is None:
             found.append(Complaint("importance has no effect on layers alone", "importance", "leave it out"))
         return found
 
@@ -88,34 +121,26 @@ class Prune(Pass):
             option = "layers" if self.layers is not None else "importance"
             fix = "add `calibration` to `data`" + ("" if self.layers is not None else ", or importance: magnitude")
             return [Complaint("ranking needs calibration data", option, fix)]
+        if source is None and self.vocabulary is not None:
+            what = "which tokens are used is seen on calibration data"
+            return [Complaint(what, "vocabulary", "add `calibration` to `data`")]
         if source is not None and source.kind != "text":
             return [
                 Complaint(f"calibration data is {source.kind}, the model takes text", "", "change data.calibration")
             ]
         return []
 
-    def _sizes(self, spec: DecoderSpec, target: Target) -> list[Complaint]:
-        """Parts of which rounding leaves everything, and more layers than there are."""
-        found, multiple = [], self.multiple(target)
-        if self.layers is not None and self.layers >= len(spec.layers):
-            what = f"{self.layers} layers cannot be removed from {len(spec.layers)}"
-            found.append(Complaint(what, "layers", f"layers: {max(1, len(spec.layers) - 1)}"))
-        if self.ffn is not None:
-            counts = [layer.ffn for layer in spec.layers]
-            found += _no_cut("ffn", self.ffn, counts, multiple, f"channels removes nothing at multiples of {multiple}")
-        if self.heads is not None:
-            counts = [layer.kv_heads for layer in spec.layers]
-            found += _no_cut("heads", self.heads, counts, 1, "key/value groups removes none")
-        if self.query_heads is not None:
-            counts = [layer.q_heads // layer.kv_heads for layer in spec.layers]
-            found += _no_cut("query_heads", self.query_heads, counts, 1, "query heads a group removes none")
-        return found
+    def cut(self, spec: DecoderSpec, stay: Sequence[int], target: Target) -> DecoderSpec:
+        """The spec after every cut but that of `to`, with the layers in `stay`."""
+        multiple = self.multiple(target)
+        layers = tuple(self.kept(spec.layers[i], multiple) for i in stay)
+        return spec.model_copy(update={"layers": layers, "hidden": remaining(spec.hidden, self.hidden, multiple)})
 
     def kept(self, sizes: LayerSpec, multiple: int) -> LayerSpec:
-        """A layer's sizes after the cut."""
+        """A layer's sizes after the cut; with `sensitivity` or `to`, but for its FFN."""
         groups = remaining(sizes.kv_heads, self.heads)
         each = remaining(sizes.q_heads // sizes.kv_heads, self.query_heads)
-        ffn = remaining(sizes.ffn, self.ffn, multiple)
+        ffn = sizes.ffn if self.allocation == "sensitivity" else remaining(sizes.ffn, self.ffn, multiple)
         return sizes.model_copy(update={"ffn": ffn, "kv_heads": groups, "q_heads": groups * each})
 
     def run(self, source: Model, work: Work) -> Done[Model]:
@@ -123,41 +148,108 @@ class Prune(Pass):
         from openclaw_opt.models.pruning import parameters_of, prove, prune_decoder
         from openclaw_opt.models.spec import read_facts
         from openclaw_opt.models.store import save_model
+        from openclaw_opt.models.trimming import assets_of, prove_rows, with_rows
 
         facts, data = read_facts(source), work.calibration
-        spec = self._refuse(facts, work.target)
-        batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
-        decoder = _open(source)
-        plan = self._plan(self.multiple(work.target))
-        made = prune_decoder(decoder, plan, batches, lambda part, text: work.progress(0.8 * part, text))
+        spec = self._refuse(facts, work)
+        words = self._trimmed(source, spec, work)
+        reader = source if words is None else assets_of(source, work.folder, words.trimmed, facts.task)
+        batches = None if data is None else load_calibration(data, facts, reader, work.data_cache, self.batch_size)
+        whole = _open(source)
+        decoder = whole if words is None else with_rows(whole, words.kept)
+        made = prune_decoder(
+            decoder, self._plan(spec, work), batches, lambda part, text: work.progress(0.8 * part, text)
+        )
         work.progress(0.8, "proving that masked and shrunk agree")
-        proof = prove(_open(source), made.decoder, made.cuts, batches)
-        before, after = parameters_of(decoder), parameters_of(made.decoder)
+        before, after = parameters_of(whole), parameters_of(made.decoder)
+        rows = None
+        if words is not None:
+            assert batches is not None, "check refuses a vocabulary without data"
+            rows = prove_rows(whole, decoder, words.kept, batches.batches[0])
+        again = _open(source) if words is None else with_rows(_open(source), words.kept)
+        proof = prove(again, made.decoder, made.cuts, batches, made.hidden)
         share = f"{before:,} → {after:,} parameters ({after / before - 1:+.1%})"
-        sentence = f"{_changes(spec, made.decoder.spec)}; {share}"
+        sentence = f"{changes(spec, made.decoder.spec)}; {share}"
         noted = facts.model_copy(update={"notes": (*facts.notes, sentence), "decoder": made.decoder.spec})
         details = {
             "parameters": after,
             "parameters_before": before,
-            "widths": _widths(spec, made),
+            "widths": widths(spec, made),
             "removed_layers": [i for i in range(len(spec.layers)) if i not in made.cuts],
             "block_importance": made.block_importance,
+            "hidden": [spec.hidden, made.decoder.spec.hidden],
+            "hidden_importance_kept": round(made.hidden_kept, 6),
+            "goal": self._goal(spec, made.decoder.spec, work),
             "proof": {"what": "hidden states and logits, masked against shrunk", "largest_difference": proof},
+            "vocabulary": {}
+            if words is None
+            else {"before": words.before, "used": words.used, "after": len(words.kept), "largest_difference": rows},
         }
         model = save_model(made.decoder, noted, work.folder, source.assets)
+        if words is not None:
+            assets_of(source, work.folder, words.trimmed, facts.task)
         return Done(model, changed=sentence, count=before - after, details=details)
 
-    def _plan(self, multiple: int) -> Plan:
+    def _trimmed(self, source: Model, spec: DecoderSpec, work: Work) -> Vocabulary | None:
+        """The smaller vocabulary; None where it stays."""
+        from openclaw_opt.models.trimming import vocabulary_of
+
+        if self.vocabulary is None:
+            return None
+        assert work.calibration is not None, "check refuses a vocabulary without data"
+        work.progress(0.0, "looking which tokens are used")
+        multiple = self.multiple(work.target)
+        rows = None if isinstance(self.vocabulary, str) else remaining(spec.vocab, self.vocabulary, multiple)
+        return vocabulary_of(source, spec.vocab, work.calibration, work.data_cache, rows, multiple)
+
+    def _goal(self, before: DecoderSpec, after: DecoderSpec, work: Work) -> dict[str, str]:
+        """What was asked and what was reached; empty without `to`."""
+        if self.to is None:
+            return {}
+        reached = self.to.measure(after, work.target, work.backend)
+        return {"asked": self.to.told(self.to.limit(before)), "reached": self.to.told(reached)}
+
+    def _plan(self, spec: DecoderSpec, work: Work) -> Plan:
         from openclaw_opt.models.pruning import Plan
+
+        multiple = self.multiple(work.target)
+
+        def found(cut: DecoderSpec, scores: list[Scores]) -> list[int]:
+            return self._widths(spec, cut, scores, work)
 
         return Plan(
             drop=self.layers or 0,
             sizes=lambda sizes: self.kept(sizes, multiple),
-            by_activation=self.importance != "magnitude",
+            importance=self.importance or "activation",
             narrows=self.narrows,
+            widths=found if self.to is not None or self.allocation == "sensitivity" else None,
+            hidden=None if self.hidden is None else remaining(spec.hidden, self.hidden, multiple),
         )
 
-    def _refuse(self, facts: ModelFacts, target: Target) -> DecoderSpec:
+    def _widths(self, before: DecoderSpec, cut: DecoderSpec, scores: list[Scores], work: Work) -> list[int]:
+        """FFN widths of the layers that stay. Raises RecipeError where no widths meet the goal."""
+        multiple, meets = self.multiple(work.target), self._meets(before, cut, work)
+        if self.allocation == "sensitivity":
+            made = by_sensitivity(cut, multiple, meets, [(one.ffn / (one.scale or 1.0)).tolist() for one in scores])
+        else:
+            made = even(cut, multiple, meets)
+        if made is not None:
+            return made
+        assert self.to is not None, "a fraction can always be met"
+        closest = self.to.measure(least(cut, multiple), work.target, work.backend)
+        problem = unreachable(self.to, self.to.limit(before), closest)
+        raise RecipeError(problem.what, where="prune.to", fix=problem.fix)
+
+    def _meets(self, before: DecoderSpec, cut: DecoderSpec, work: Work) -> Meets:
+        goal = self.to
+        if goal is None:
+            multiple = self.multiple(work.target)
+            allowed = sum(remaining(layer.ffn, self.ffn, multiple) for layer in cut.layers)
+            return lambda spec: sum(layer.ffn for layer in spec.layers) <= allowed
+        limit = goal.limit(before)
+        return lambda spec: goal.measure(spec, work.target, work.backend) <= limit
+
+    def _refuse(self, facts: ModelFacts, work: Work) -> DecoderSpec:
         """What `check` could not see, since earlier passes changed the model; the spec where nothing is wrong."""
         assert facts.decoder is not None, "check refuses models without a decoder's spec"
         if facts.quant:
@@ -165,7 +257,7 @@ class Prune(Pass):
             raise RecipeError("quantized weights cannot be pruned", where=name, fix="put prune before quantize")
         wrong = [
             RecipeError(problem.what, where=f"prune.{problem.option}", fix=problem.fix)
-            for problem in self._sizes(facts.decoder, target)
+            for problem in size_complaints(self, facts.decoder, work.target, work.backend)
         ]
         if wrong:
             raise RecipeError(f"{len(wrong)} mistakes in prune", mistakes=wrong)
@@ -179,50 +271,3 @@ def _open(model: Model) -> Decoder:
     module = open_model(model)
     assert isinstance(module, Decoder)
     return module
-
-
-def _changes(before: DecoderSpec, after: DecoderSpec) -> str:
-    """What became smaller, in words; sizes of the layers that stay, each different one once."""
-    said = [f"layers {len(before.layers)} → {len(after.layers)}"] if len(before.layers) != len(after.layers) else []
-    for name, title in (("ffn", "FFN channels"), ("q_heads", "query heads"), ("kv_heads", "key/value heads")):
-        old, new = (sorted({getattr(layer, name) for layer in spec.layers}) for spec in (before, after))
-        if old != new:
-            said.append(f"{title} {'/'.join(map(str, old))} → {'/'.join(map(str, new))}")
-    return ", ".join(said)
-
-
-def _widths(before: DecoderSpec, made: Pruned) -> list[dict[str, Any]]:
-    """A row a remaining layer: its place in the original, sizes before and after, share of the importance kept."""
-    rows = []
-    for (i, _), sizes in zip(made.cuts.items(), made.decoder.spec.layers, strict=True):
-        old = before.layers[i]
-        ffn, heads = made.energy_kept[i]
-        rows.append(
-            {
-                "layer": f"layers.{i}",
-                "ffn": [old.ffn, sizes.ffn],
-                "q_heads": [old.q_heads, sizes.q_heads],
-                "kv_heads": [old.kv_heads, sizes.kv_heads],
-                "ffn_importance_kept": round(ffn, 6),
-                "heads_importance_kept": round(heads, 6),
-            }
-        )
-    return rows
-
-
-def remaining(count: int, fraction: float | None, multiple: int = 1) -> int:
-    """What stays of `count` parts: the least multiple not below (1 − fraction)·count, so that no more goes than was asked."""
-    if fraction is None:
-        return count
-    return min(count, max(1, ceil((1 - fraction) * count / multiple - ROUNDING)) * multiple)
-
-
-def _no_cut(option: str, fraction: float, counts: list[int], multiple: int, why: str) -> list[Complaint]:
-    """A complaint where rounding leaves everything in every layer, with the least fraction (in hundredths) that does not."""
-    if any(remaining(count, fraction, multiple) < count for count in counts):
-        return []
-    most = max(counts)
-    enough = (i / 100 for i in range(1, 100) if remaining(most, i / 100, multiple) < most)
-    least = next(enough, None)
-    fix = f"{option}: {least:g}" if least is not None else f"leave {option} out"
-    return [Complaint(f"{option}: {fraction:g} of {most} {why}", option, fix)]

@@ -32,6 +32,8 @@ class Rotate(Pass):
         words = [earlier.word for earlier in view.earlier]
         if "quantize" in words:
             return [Complaint("quantized weights cannot be rotated", fix="put rotate before quantize")]
+        if "sparsify" in words:
+            return [Complaint("a rotation mixes zeros with what is beside them", fix="put rotate before sparsify")]
         reason = why_not(view.spec)
         if reason:
             return [Complaint(f"{view.spec.family} cannot be rotated exactly: {reason}", fix="take rotate out")]

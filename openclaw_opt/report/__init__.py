@@ -89,6 +89,11 @@ def read_report(path: Path) -> Report:
         ) from error
 
 
+def is_joint(file: Path) -> bool:
+    """Does it join several builds, whose own reports stand elsewhere? Raises RecipeError for what is no JSON object."""
+    return "joint_version" in _parsed(file)
+
+
 def _parsed(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

@@ -10,13 +10,14 @@ from typing import Any
 
 from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.report import numbers, plot, tables, views
+from openclaw_opt.report.bought import bought_figure
 from openclaw_opt.report.plot import Bar, Figure, Spec
 from openclaw_opt.report.tables import Cell, Column, Table
 
 
 def waterfall(report: Report) -> tuple[Figure, ...]:
     """Accuracy along the passes; size, latency, time and memory along the passes."""
-    found = [_accuracy(report), _costs(report)] if report.passes else []
+    found = [_accuracy(report), bought_figure(report), _costs(report)] if report.passes else []
     return tuple(figure for figure in found if figure is not None)
 
 
@@ -43,7 +44,7 @@ def _accuracy(report: Report) -> Figure | None:
         "type": "quantitative",
         "title": name,
         "scale": {"domain": plot.padded(ends, least=1e-4), "nice": False, "zero": False},
-        "axis": {"tickCount": 4, "domain": False},
+        "axis": {"tickCount": 3, "domain": False},
     }
     kinds = {"loss": "bad", "gain": "good", "kept": "reference", "engine": "good", "": "soft"}
     only = {word: {"transform": [{"filter": f"datum.kind === '{word}'"}]} for word in ("kept", "engine")}
@@ -125,28 +126,15 @@ def _step_text(step: views.Step) -> str:
 
 
 def _costs(report: Report) -> Figure:
-    """Size, latency where more than the engine was timed, time and memory, one under the other."""
+    """Size, time and memory, one under the other."""
     records = report.passes
     panels = [plot.bars(_sizes(report), "Size on disk")]
-    if views.passes_timed(report):
-        timed = [(record, views.pass_latency(report, record)) for record in records]
-        name = next(one.name for _, one in reversed(timed) if one is not None)
-        rows = [
-            Bar(
-                views.pass_label(record),
-                numbers.short(one) if one is not None else numbers.NOT_MEASURED,
-                one.value if one is not None else None,
-            )
-            for record, one in timed
-        ]
-        panels.append(plot.bars(rows, f"{name} after each pass"))
     panels.append(plot.bars([_bar(one, numbers.seconds(one.seconds), one.seconds) for one in records], "Time"))
     panels.append(
         plot.bars([_bar(one, numbers.size(one.peak_bytes), float(one.peak_bytes)) for one in records], "Peak memory")
     )
     caption = "Weights and graph on disk; time and resident memory of each pass, of the run that made it."
-    titles = [column.title for column in tables.waterfall(report).columns]
-    shown = [title for title in ("Pass", "Size", "Latency", "Time", "Peak memory", "Taken from") if title in titles]
+    shown = ("Pass", "Size", "Time", "Peak memory", "Taken from")
     return Figure(
         "costs", "What each pass took and left", {"vconcat": panels}, tables.waterfall(report).only(*shown), caption
     )

@@ -9,6 +9,7 @@ from openclaw_opt.artifacts import Measurement
 from openclaw_opt.records import PassRecord, Report
 from openclaw_opt.report import numbers
 from openclaw_opt.report.headline import cost, headlines
+from openclaw_opt.report.views import BOUND
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,22 @@ def gaps(report: Report) -> tuple[Gap, ...]:
     ]
     found += [gap for record in report.passes for gap in _pass_gaps(record, report.measurements)]
     if report.passes and not any(record.latency for record in report.passes[:-1]):
-        found.append(Gap("latency after each pass", "only the engine is timed"))
+        found.append(Gap("latency and cost after each pass", _untimed(report)))
+    elif any(one.subject == BOUND for record in report.passes for one in record.latency):
+        found.append(Gap("latency and cost after each pass", f"{_why_untimed(report)}; bounds stand in their place"))
     found += [Gap(one.label, one.detail) for one in (*headlines(report), *cost(report)) if not one.measured]
     return _merged(found)
+
+
+def _why_untimed(report: Report) -> str:
+    whys = (one.not_measured for one in report.measurements if one.name.startswith("latency.") and one.not_measured)
+    return next(whys, "the engine does not run here")
+
+
+def _untimed(report: Report) -> str:
+    if any(one.name.startswith("latency.") for one in report.measurements):
+        return "only the engine was timed"
+    return "no latency metric ran on this build"
 
 
 def _pass_gaps(record: PassRecord, final: Sequence[Measurement]) -> Iterator[Gap]:

@@ -16,8 +16,10 @@ from typing import Any
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import (
+    bought,
     budget_figure,
     curves,
+    earlier,
     figures,
     headline,
     layer_figures,
@@ -71,6 +73,8 @@ def render(template: str, facts: Mapping[str, Any], longest: int = SCALES[0][1],
         "cut": lambda text: cut(text, longest),
         "prose": lambda text: prose(cut(text, longest)),
         "tied": tied,
+        "breakable": breakable,
+        "jointed": lambda text: re.sub(r"(?<=\.)(?=\w)", "\u200b", text),
         "rows": rows,
     }
     return _CONTROL.sub("\ufffd", environment.get_template(template).render({**shared, **facts}))
@@ -84,6 +88,7 @@ def _page(report: Report, rows: int) -> dict[str, Any]:
         "mark": tables.VERDICT_MARKS[report.verdict],
         "line": views.verdict_line(report),
         "facts": _facts(report),
+        "said": tuple(earlier.sentences(report)),
         "headlines": (*headline.headlines(report), *headline.cost(report)),
         "notes": report.notes[:rows],
         **_tables(report, rows),
@@ -104,6 +109,13 @@ def prose(text: str) -> str:
 def tied(text: str) -> str:
     """Spaces inside numbers do not break; an interval in parentheses may go on a line of its own."""
     return text.replace(" ", "\u00a0").replace("\u00a0(", " (")
+
+
+def breakable(text: str) -> str:
+    """Escaped; a dotted name may go on on the next line after a dot."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=\.)(?=\w)", text))
 
 
 def _digest(content: str) -> str:
@@ -129,7 +141,9 @@ def _tables(report: Report, rows: int) -> dict[str, Table]:
     shown = [*bounds, *latencies, *(one for found in words.values() for one in found)]
     return {
         "budgets": tables.budgets(report),
-        "waterfall": tables.waterfall(report),
+        "bought": bought.bought(report),
+        "earlier": earlier.earlier_table(report),
+        "waterfall": _went(report),
         "latency": tables.measurements(latencies).first(rows),
         "batches": tables.measurements(words["batching"]).first(rows),
         "parts": tables.measurements(words["anatomy"]).first(rows),
@@ -146,11 +160,18 @@ def _tables(report: Report, rows: int) -> dict[str, Table]:
     }
 
 
+def _went(report: Report) -> Table:
+    """How each pass went; accuracy, size and latency stand in the table of what it bought, where there is one."""
+    table, there = tables.waterfall(report), {column.title for column in bought.bought(report).columns}
+    dropped = {*there, *(("Latency",) if there else ())}
+    return table.only(*(column.title for column in table.columns if column.title not in dropped))
+
+
 def _figures(report: Report) -> dict[str, Sequence[Figure]]:
     """Every picture; a list for each section."""
     return {
         "bullets": _there(budget_figure.budget_bullets(report)),
-        "tradeoff": _there(scatter.tradeoff(report)),
+        "tradeoff": _there(scatter.tradeoff(report), earlier.trend(report)),
         "steps": figures.waterfall(report),
         "worst": (*layer_figures.layers(report), *layer_figures.sensitivity(report), *mixed_figures.mixed(report)),
         "curves": _there(serving.anatomy(report), curves.latency_curves(report)),

@@ -6,11 +6,15 @@ import re
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import headline, mixed_figures, numbers, tables, views
+from openclaw_opt.report.bought import bought
+from openclaw_opt.report.earlier import earlier_table, sentences
 from openclaw_opt.report.tables import Cell, Column, Table
 
 LIMIT_BYTES = 1_000_000
 """Of UTF-8; GitHub refuses a step's job summary above 1 MiB."""
 ROWS = 200
+EARLIER = 11
+"""This build and the ten newest before it."""
 RECIPE = 20_000
 """Characters of the recipe that are shown."""
 CELL = 300
@@ -28,6 +32,9 @@ def markdown(report: Report) -> str:
         _head(report),
         section("Budgets", tables.budgets(report)),
         section("Headline", _headline(report)),
+        section("What each pass bought", bought(report)),
+        section("Earlier builds", earlier_table(report).first(EARLIER)),
+        "\n".join(f"- {escape(one, 1000)}" for one in sentences(report)),
         section("Pass by pass", _passes(report)),
         section("Precision not realised", tables.receipt(report).marked("bad")),
         section("Not measured", tables.gaps(report)),
@@ -74,7 +81,8 @@ def _headline(report: Report) -> Table:
 def _passes(report: Report) -> Table:
     """The waterfall without the sentence of what changed: that is in report.html."""
     table = tables.waterfall(report)
-    return table.only(*(column.title for column in table.columns if column.title != "What it changed"))
+    left_out = {"What it changed", "Latency"} if bought(report).rows else {"What it changed"}
+    return table.only(*(column.title for column in table.columns if column.title not in left_out))
 
 
 def _notes(report: Report) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from openclaw_opt.records import BudgetRecord, Report
 from openclaw_opt.report import headline, numbers
+from openclaw_opt.report.bought import pass_lines
+from openclaw_opt.report.earlier import sentences
 from openclaw_opt.report.gaps import gaps
 from openclaw_opt.report.terminal import summary_line
 
@@ -38,6 +40,7 @@ def _numbers(report: Report) -> Iterator[str]:
     for one in (*headline.headlines(report), *headline.cost(report)):
         if one.measured:
             yield f"number {one.label}: {one.value}" + (f", {one.detail}" if one.detail else "")
+    yield from (f"number {line}" for line in pass_lines(report))
 
 
 def _precision(report: Report) -> Iterator[str]:
@@ -49,5 +52,6 @@ def _precision(report: Report) -> Iterator[str]:
 def _said(report: Report) -> Iterator[str]:
     for gap in gaps(report):
         yield f"gap {gap.what}: {gap.why}"
+    yield from (f"note {one}" for one in sentences(report))
     for note in report.notes:
         yield f"note {note}"

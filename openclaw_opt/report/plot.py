@@ -103,8 +103,12 @@ def drawings(figures: Sequence[Figure], store: Store | None = None) -> dict[str,
     return drawn
 
 
+_PADDING = {"left": 4, "top": 4, "bottom": 4, "right": 18}
+"""Readers' fonts are wider than the one the drawing is measured with, and texts end at the right."""
+
+
 def _whole(spec: Spec) -> Spec:
-    return {"background": None, "config": _CONFIG, "padding": 4, **_clean(spec)}
+    return {"background": None, "config": _CONFIG, "padding": _PADDING, **_clean(spec)}
 
 
 def _draw(one: Figure) -> str:
@@ -194,20 +198,28 @@ def pick(field: str, choices: Mapping[str, str]) -> Spec:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar panel: its label, its number as text, its length (None for no bar), its colour's name."""
+    """A row of a bar panel: its label, its number as text, its length (None for no bar), its colour's name, its interval."""
 
     label: str
     text: str
     value: float | None
     colour: str = "good"
+    low: float | None = None
+    high: float | None = None
 
 
 def bars(rows: Sequence[Bar], title: str | None = None) -> Spec:
     """Horizontal bars with their numbers beside them, from zero."""
-    known = finite(row.value for row in rows)
+    known = finite(end for row in rows for end in (row.value, row.high))
     names = labels([row.label for row in rows])
     values = [
-        {"label": label, "text": row.text, "value": max([0.0, *finite([row.value])]), "colour": row.colour}
+        {
+            "label": label,
+            "text": row.text,
+            "value": max([0.0, *finite([row.value])]),
+            "colour": row.colour,
+            **_whisker(row),
+        }
         for label, row in zip(names, rows, strict=True)
     ]
     domain = [0, max([*known, 0.0]) or 1.0]
@@ -220,7 +232,20 @@ def bars(rows: Sequence[Bar], title: str | None = None) -> Spec:
         "encoding": {"y": rows_axis(names), "x": x},
         "layer": [
             {"mark": {"type": "bar", "height": 13}, "encoding": {"color": colour}},
-            {"mark": {"type": "text", "align": "left", "dx": 6}, "encoding": {"text": {"field": "text"}}},
+            {
+                "mark": {"type": "text", "align": "left", "dx": 6},
+                "encoding": {"text": {"field": "text"}, "x": {**x, "field": "end"}},
+            },
         ],
     }
+    if any("low" in value for value in values):
+        line = {"type": "rule", "color": COLOURS["ink"], "strokeWidth": 1.5}
+        spec["layer"].insert(1, {"mark": line, "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}}})
     return {**spec, "title": title} if title else spec
+
+
+def _whisker(row: Bar) -> Spec:
+    """The interval that can be drawn, and where the text begins: after the bar and the interval."""
+    ends = finite([row.low, row.high])
+    end = max([0.0, *finite([row.value]), *ends])
+    return {"end": end, "low": max(0.0, ends[0]), "high": ends[1]} if len(ends) == 2 else {"end": end}

@@ -16,11 +16,18 @@ STYLES = {
     "engine": ("good", "circle"),
     "pass": ("third", "diamond"),
     "baseline": ("open", "triangle-up"),
+    "earlier": ("fourth", "circle"),
     "other": ("fourth", "cross"),
     "missed": ("bad", "cross"),
     "reference": ("reference", "square"),
 }
 """Kind of a point to colour and shape."""
+
+
+ENDS, CROWDED = 0.6, 0.25
+"""Parts of the picture's width: from where a name has no room to the right, and how wide it is."""
+INSIDE = "inside"
+"""Where the number of an earlier build stands: in its point."""
 
 
 def tradeoff(report: Report) -> Figure | None:
@@ -32,6 +39,8 @@ def tradeoff(report: Report) -> Figure | None:
     caption = (
         f"Accuracy measured on: {points[-1].accuracy.subject}. Latency measured on: {points[-1].latency.subject}. "
     )
+    if any(one.kind == views.EARLIER for one in points):
+        caption += "Numbers in points: earlier builds, see their table. "
     return scatter("tradeoff", points, bound, caption)
 
 
@@ -111,6 +120,9 @@ def scatter(name: str, points: Sequence[views.Point], bound: Measurement | None,
                     "encoding": {"x": {"field": "x", **x}, "y": {"field": "label_y", **y}, "text": {"field": "label"}},
                 }
             )
+    inside = {"type": "text", "fontSize": 9, "fontWeight": "bold", "color": plot.COLOURS["card"]}
+    at_point = {"x": {"field": "x", **x}, "y": {"field": "y", **y}, "text": {"field": "label"}}
+    layers.append({"transform": [{"filter": f"datum.side === '{INSIDE}'"}], "mark": inside, "encoding": at_point})
     if bound is not None and bound.value is not None and domain[0] <= bound.value <= domain[1]:
         at = {"data": {"values": [{"x": bound.value, "text": f"bound {numbers.short(bound)}"}]}}
         layers[:0] = [
@@ -152,18 +164,22 @@ def _point_values(
     points: Sequence[views.Point], domain: Sequence[float], heights: Sequence[float], log: bool
 ) -> list[Spec]:
     values = []
-    tops = _spread([views.number(one.accuracy) for one in points], (heights[1] - heights[0]) * 15 / plot.HEIGHT)
-    for one, label_y in zip(points, tops, strict=True):
+    named = [i for i, one in enumerate(points) if one.kind != views.EARLIER]
+    apart = (heights[1] - heights[0]) * 15 / plot.HEIGHT
+    tops = dict(zip(named, _spread([views.number(points[i].accuracy) for i in named], apart), strict=True))
+    for i, one in enumerate(points):
         across = views.number(one.latency)
         low, high, at = (math.log(v) if log else v for v in (domain[0], domain[1], across))
+        others = (views.number(point.latency) for point in points if point.kind == views.EARLIER)
+        beside = [((math.log(v) if log else v) - at) / (high - low) for v in others]
         values.append(
             {
                 "x": across,
                 "y": views.number(one.accuracy),
                 "kind": one.kind,
                 "label": one.short or plot.labels([one.label])[0],
-                "label_y": label_y,
-                "side": "right" if (at - low) / (high - low) > 0.6 else "left",
+                "label_y": tops.get(i, views.number(one.accuracy)),
+                "side": INSIDE if one.kind == views.EARLIER else _side((at - low) / (high - low), beside),
                 "x_low": one.latency.low,
                 "x_high": one.latency.high,
                 "y_low": one.accuracy.low,
@@ -174,6 +190,14 @@ def _point_values(
         {key: item for key, item in value.items() if not isinstance(item, float) or math.isfinite(item)}
         for value in values
     ]
+
+
+def _side(at: float, beside: Sequence[float]) -> str:
+    """The side of a point its name begins at: the emptier one, seen from where it is (0 to 1) and how far earlier builds are."""
+    after, before = (sum(0 < sign * far < CROWDED for far in beside) for sign in (1, -1))
+    if at > ENDS or (at > 1 - ENDS - 0.1 and after > before):
+        return "right"
+    return "left"
 
 
 def _spread(values: Sequence[float], least: float) -> list[float]:

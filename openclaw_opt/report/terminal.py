@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from openclaw_opt.records import Report
 from openclaw_opt.report import headline, numbers, report_json, tables, views
+from openclaw_opt.report.bought import bought
+from openclaw_opt.report.earlier import sentences
 from openclaw_opt.report.gaps import gaps as gaps_of
 from openclaw_opt.report.tables import Cell, Column, Table
 
@@ -25,12 +28,14 @@ def print_report(report: Report, console: Console) -> None:
     for title, table in (
         ("Budgets", tables.budgets(report).only("Budget", "Wanted", "Got", "Result", "Spent by")),
         ("Headline", _headline(report)),
+        ("What each pass bought", _bought(report)),
         ("Pass by pass", _passes(report)),
         ("Precision not realised", _unrealised(report)),
     ):
         print_table(console, title, table)
     gaps = [f"{gap.what}: {gap.why}" for gap in gaps_of(report)]
     print_lines(console, "Not measured", gaps[:MOST_GAPS] + _more(len(gaps) - MOST_GAPS))
+    print_lines(console, "Earlier builds", list(sentences(report)))
     print_lines(console, "Notes", list(report.notes[:MOST_GAPS]) + _more(len(report.notes) - MOST_GAPS))
 
 
@@ -55,6 +60,17 @@ def _where(subject: str) -> str:
     if subject in ("", "engine"):
         return ""
     return subject if subject.startswith("after ") else f"on {subject}"
+
+
+def _bought(report: Report) -> Table:
+    """Times, ratios and cost without intervals, which are in the other forms."""
+    table = bought(report)
+    titles = [column.title for column in table.columns]
+    rows = tuple(
+        (row[0], *(replace(cell, text=cell.text.split(" (")[0].replace(" of this machine", "")) for cell in row[3:]))
+        for row in table.rows
+    )
+    return Table((Column("After"), *(Column(title, numeric=True) for title in titles[3:])), rows)
 
 
 def _passes(report: Report) -> Table:

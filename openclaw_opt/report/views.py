@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.numerics import pareto
-from openclaw_opt.records import BudgetRecord, PassRecord, Report
+from openclaw_opt.records import BudgetRecord, EarlierBuild, PassRecord, Report
 from openclaw_opt.report import numbers
 
 COSTS = (
     "latency", "throughput", "speedup", "memory", "size", "cost", "energy", "roofline", "ttft", "load", "batching", "anatomy",
 )  # fmt: skip
 """First words of measurements that are not about accuracy."""
+EARLIER = "earlier"
+"""Kind of the point of an earlier build."""
+NAMED, UNNAMED = 9, "\u00a0"
+"""So many earlier builds, the newest, have their number in a picture; the others' points stand without."""
 BOUND = "bound"
 REFERENCE = "reference"
+THE_ENGINE = "the engine"
+"""`timed` of a pass that leads to the engine of the build."""
+A_MODEL = "the model"
+"""What `timed` begins with where a model was turned into an engine; a graph without `fuse` is nothing that is shipped."""
 _PERFECT = {"recovery": 1.0, "agreement": 1.0, "cosine": 1.0, "kl": 0.0, "divergence": 0.0}
 """What the reference has against itself, by a word of the metric's name."""
 
@@ -44,7 +52,7 @@ class Point:
 
     label: str
     kind: str
-    """`reference`, `baseline`, `pass`, `engine`, or in a joint report `other` and `missed`."""
+    """`reference`, `baseline`, `earlier`, `pass`, `engine`, or in a joint report `other` and `missed`."""
     latency: Measurement
     accuracy: Measurement
     short: str = ""
@@ -180,8 +188,8 @@ def percentiles(report: Report, stage: str) -> tuple[Percentile, ...]:
 def batches(report: Report) -> tuple[BatchPoint, ...]:
     """Batches at which both a time and a rate were measured, the smallest first."""
     rows = [one for one in report.measurements if set(one.at) == {"batch"} and known(one)]
-    times = {one.at["batch"]: one for one in rows if one.unit == "ms"}
-    rates = {one.at["batch"]: one for one in rows if one.unit.endswith("/s")}
+    times = {int(one.at["batch"]): one for one in rows if one.unit == "ms"}
+    rates = {int(one.at["batch"]): one for one in rows if one.unit.endswith("/s")}
     return tuple(BatchPoint(batch, times[batch], rates[batch]) for batch in sorted(times.keys() & rates.keys()))
 
 
@@ -202,6 +210,7 @@ def latency_name(report: Report) -> str:
         one.name for one in latencies(report) if one.unit == "ms" and one.value is not None and one.subject != REFERENCE
     ]
     others = {one.name for one in latencies(report) if one.subject == REFERENCE and one.value is not None}
+    others |= {one.name for build in (report.history.builds if report.history else ()) for one in build.measurements}
     others |= {one.name for one in (report.baseline.measurements if report.baseline else ()) if one.value is not None}
     names = [name for name in dict.fromkeys(engine) if name in others]
     budgeted = {budget.metric for budget in report.budgets}
@@ -218,8 +227,9 @@ def points(report: Report) -> tuple[Point, ...]:
         return ()
     found = [
         *_reference_points(report, latency, score),
+        *_earlier_points(report, latency, accuracy),
         *_baseline_points(report, latency, accuracy),
-        *_pass_points(report.passes[:-1], latency, accuracy),
+        *_pass_points(report, latency, accuracy),
     ]
     return (*found, Point("this build", "engine", own, score)) if found else ()
 
@@ -242,6 +252,21 @@ def _baseline_points(report: Report, latency: str, accuracy: str) -> Iterator[Po
         yield Point(f"baseline {report.baseline.name}", "baseline", time, score)
 
 
+def _earlier_points(report: Report, latency: str, accuracy: str) -> Iterator[Point]:
+    """Builds of the history with both numbers; in a picture of many only the newest are named."""
+    builds = report.history.builds if report.history else ()
+    for i, build in enumerate(builds, 1):
+        time, score = of_build(build, latency), of_build(build, accuracy)
+        if time and score and known(time) and known(score):
+            name = build.label or build.name
+            yield Point(f"{i} {name}", EARLIER, time, score, str(i) if i > len(builds) - NAMED else UNNAMED)
+
+
+def of_build(build: EarlierBuild, name: str) -> Measurement | None:
+    """The number of an earlier build, where it may be compared."""
+    return next((one for one in build.measurements if one.name == name), None)
+
+
 def front(points: Sequence[Point]) -> tuple[int, ...]:
     """Indexes of the points that no other dominates: none is at least as accurate and as fast, and better in one."""
     better: list[Literal["higher", "lower"]] = ["higher", "lower"]
@@ -250,12 +275,24 @@ def front(points: Sequence[Point]) -> tuple[int, ...]:
     return tuple(pareto.front(rows, better))
 
 
-def _pass_points(records: Iterable[PassRecord], latency: str, accuracy: str) -> Iterator[Point]:
-    for record in records:
+def _pass_points(report: Report, latency: str, accuracy: str) -> Iterator[Point]:
+    """What passes gave on the way; after an exact one the accuracy is the one before. The engine itself is a point already."""
+    for step in steps(report)[:-1]:
+        record = step.record
         time = next((one for one in record.latency if one.name == latency and one.value is not None), None)
-        score = next((one for one in record.accuracy if one.name == accuracy and one.value is not None), None)
-        if time and score:
+        score = step.measurement or _kept_score(report, accuracy, step.after)
+        shown = not record.timed or record.timed.startswith(A_MODEL)
+        if time and score and score.value is not None and shown and time.subject != BOUND:
             yield Point(f"after {record.word}", "pass", time, score)
+
+
+def _kept_score(report: Report, accuracy: str, value: float | None) -> Measurement | None:
+    own = engine_measurement(report, accuracy)
+    if own is None or value is None:
+        return None
+    return own.model_copy(
+        update={"value": value, "low": None, "high": None, "not_measured": "", "items": (), "weights": ()}
+    )
 
 
 def pass_label(record: PassRecord) -> str:

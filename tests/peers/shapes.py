@@ -27,8 +27,16 @@ SHAPES = {
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
         "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 151936,
     },
+    "8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+    },
+    "tiny": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2048,
+    },
 }  # fmt: skip
-"""By name: a GPT-2-small-sized Llama, the 0.41 B of the goals, and Qwen2.5-0.5B's sizes."""
+"""By name: a GPT-2-small-sized Llama, the 0.41 B of the goals, the sizes of Qwen2.5-0.5B and of Llama-3.1-8B, one to try a script."""
 
 
 def write(name: str, folder: Path) -> Path:

@@ -129,14 +129,19 @@ def build_ours(checkpoint: Path, cache: Path) -> dict[str, float]:
 
 
 def start(run: Run, checkpoint: Path, cache: Path, wait_s: float) -> None:
-    """Open the peer; `why` is set where it does not get ready."""
-    began, log = time.monotonic(), cache / f"{run.name}.log"
+    """Open the peer in its own environment; `why` is set where it does not get ready."""
     try:
         python = python_of(run.name, cache.parent)
     except subprocess.CalledProcessError as error:
         run.why = f"its environment could not be made: {error}"
         return
-    command = [python, str(HERE / "worker.py"), run.name, str(checkpoint), str(cache)]
+    open_run(run, python, HERE / "worker.py", [str(checkpoint), str(cache)], cache, wait_s)
+
+
+def open_run(run: Run, python: str, worker: Path, arguments: list[str], cache: Path, wait_s: float) -> None:
+    """Start the worker, which says when it is ready; its last words stand in `why` where it does not."""
+    began, log = time.monotonic(), cache / f"{run.name}.log"
+    command = [python, str(worker), run.name, *arguments]
     with log.open("w") as err:
         run.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True,

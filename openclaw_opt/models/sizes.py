@@ -1,0 +1,62 @@
+"""Sizes of a decoder from its spec alone, without torch: what a plan can be held to before any work."""
+
+from __future__ import annotations
+
+from openclaw_opt.artifacts import KvShape
+from openclaw_opt.models.spec import DecoderSpec, LayerSpec
+
+
+def linears(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
+    """Every linear layer → outputs and inputs of its weight, the head last."""
+    found: dict[str, tuple[int, int]] = {}
+    for i, layer in enumerate(spec.layers):
+        found |= {f"layers.{i}.{name}": shape for name, shape in _of_layer(spec, layer).items()}
+    return {**found, "head": (spec.vocab, spec.hidden)}
+
+
+def _of_layer(spec: DecoderSpec, layer: LayerSpec) -> dict[str, tuple[int, int]]:
+    heads, wide = layer.q_heads * spec.head_dim, (2 if spec.gated else 1) * layer.ffn
+    return {
+        "qkv": ((layer.q_heads + 2 * layer.kv_heads) * spec.head_dim, spec.hidden),
+        "o": (spec.hidden, heads),
+        "gate_up" if spec.gated else "up": (wide, spec.hidden),
+        "down": (spec.hidden, layer.ffn),
+    }
+
+
+def parameters(spec: DecoderSpec) -> int:
+    """Elements of all parameters; a tied head counts once."""
+    matrices = sum(n * k for name, (n, k) in linears(spec).items() if not (spec.tied and name == "head"))
+    return matrices + tables(spec) + vectors(spec)
+
+
+def tables(spec: DecoderSpec) -> int:
+    """Elements of what is gathered from: embeddings of tokens and positions."""
+    return (spec.vocab + (spec.context if spec.learned_positions else 0)) * spec.hidden
+
+
+def vectors(spec: DecoderSpec) -> int:
+    """Elements of norms and biases."""
+    each = 2 if spec.norm == "layer" else 1
+    count = each * spec.hidden
+    for layer in spec.layers:
+        shapes = _of_layer(spec, layer)
+        biased = {
+            "qkv": spec.qkv_bias,
+            "o": spec.o_bias,
+            "gate_up": spec.mlp_bias,
+            "up": spec.mlp_bias,
+            "down": spec.mlp_bias,
+        }
+        count += sum(n for name, (n, _) in shapes.items() if biased[name])
+        count += each * spec.hidden * (4 if spec.post_norms else 2)
+        count += 2 * each * spec.head_dim if spec.qk_norm else 0
+    return count
+
+
+def caches(spec: DecoderSpec) -> tuple[KvShape, ...]:
+    """Shape of every layer's cache."""
+    return tuple(
+        KvShape(q_heads=layer.q_heads, kv_heads=layer.kv_heads, head_dim=spec.head_dim, window=layer.window)
+        for layer in spec.layers
+    )
