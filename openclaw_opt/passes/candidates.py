@@ -283,7 +283,7 @@ def accuracy_numbers(task: Task) -> dict[str, tuple[type[Metric], Number]]:
     return {
         number.name: (cls, number)
         for cls in classes
-        if cls.needs_data and task in cls.tasks
+        if cls.needs_data
         for number in cls.numbers
         if task in number.tasks and not number.by
     }
