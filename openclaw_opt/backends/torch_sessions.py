@@ -86,6 +86,11 @@ def open_model_session(
         if not list(layer.children()) and name:
             assert watch is not None
             watch(layer, name)
+    return session_of(module)
+
+
+def session_of(module: nn.Module) -> DecoderSession | GenericSession:
+    """A module in memory: a Decoder, or what `models.hf` builds."""
     if isinstance(module, Decoder):
         return TorchDecoder(lambda ids: _decoder_logits(module, ids))
     assert isinstance(module, (Encoder, Classifier))

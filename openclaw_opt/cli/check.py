@@ -47,7 +47,10 @@ def check(
 
 def _advice(recipe: Recipe, spec: DecoderSpec | HfSpec) -> tuple[str, ...]:
     """What the engine does with zeros, and known traps of the compiler that this job meets, as the versions installed here have them."""
-    formats = {str(part.format) for part in recipe.passes if part.word == "quantize"}  # type: ignore[attr-defined]
+    from openclaw_opt.passes.quantize import Quantize
+
+    asked = [part for one in recipe.passes if isinstance(one, Quantize) for part in one.parts(spec.task)]
+    formats = {str(part.format) for part in asked}
     zeros = _zeros(recipe, formats)
     if recipe.backend != "tensorrt":
         return zeros

@@ -32,12 +32,16 @@ class Packed:
 
     sequences: NDArray[np.int64]
     """[found, length] token ids."""
-    bytes: int
-    """UTF-8 bytes of the tokens that a model predicts: all but the first of each sequence."""
+    bytes_each: NDArray[np.int64]
+    """[found] UTF-8 bytes of the tokens that a model predicts: all but the first of each sequence."""
     documents: tuple[str, ...]
     """Ids of the documents that the sequences touch."""
     tokens: int
     """Tokens that were looked through."""
+
+    @property
+    def bytes(self) -> int:
+        return int(self.bytes_each.sum())
 
 
 def pack(documents: Iterable[Document], tokenizer: Tokenizer, samples: int, length: int) -> Packed:
@@ -53,7 +57,7 @@ def pack(documents: Iterable[Document], tokenizer: Tokenizer, samples: int, leng
     bos = np.tile(np.array(ahead, np.int64), (kept, 1))
     return Packed(
         sequences=np.concatenate([bos, stream.ids[window]], axis=1),
-        bytes=int((stream.ends[window[:, -1]] - unseen).sum()),
+        bytes_each=stream.ends[window[:, -1]] - unseen,
         documents=tuple(stream.names[index] for index in np.unique(stream.document[window])),
         tokens=len(stream.ids),
     )

@@ -24,7 +24,7 @@ from openclaw_opt.data._packing import BETWEEN, front, pack
 from openclaw_opt.errors import RecipeError, nearest
 
 TOKENIZER_KINDS = ("BPE", "WordPiece", "WordLevel", "Unigram")
-VERSION = 1  # of the rules here and in _packing; a change makes every cached file stale
+VERSION = 2  # of the rules here and in _packing; a change makes every cached file stale
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -40,6 +40,8 @@ class TokenSet:
     """sha256 (hex) of the sequences."""
     documents: tuple[str, ...]
     """Ids of the documents that the sequences touch."""
+    bytes_each: NDArray[np.int64] | None = None
+    """[samples] the bytes, sequence by sequence; None of a set that was not read from a source."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def load_tokens(source: Source, tokenizer_file: Path, cache: Path) -> TokenSet:
     """
     tokenizer, known = _tokenizer(tokenizer_file)
     arrays = _cached(cache, _key("tokens", source, known), lambda: _make_tokens(source, tokenizer))
-    sequences = arrays["sequences"]
-    return TokenSet(sequences, int(arrays["bytes"]), _fingerprint(sequences), _strings(arrays["documents"]))
+    sequences, sizes = arrays["sequences"], arrays["bytes"]
+    return TokenSet(sequences, int(sizes.sum()), _fingerprint(sequences), _strings(arrays["documents"]), sizes)
 
 
 def load_sentences(source: Source, tokenizer_file: Path, cache: Path) -> SentenceSet:
@@ -158,7 +160,7 @@ def _make_tokens(source: Source, tokenizer: Tokenizer) -> Arrays:
         raise _empty(source)
     if found < source.samples:
         raise _too_short(source, found, f"sequences of {source.length} tokens", f"{packed.tokens} tokens in all")
-    return {"sequences": packed.sequences, "bytes": np.array(packed.bytes), "documents": _as_bytes(packed.documents)}
+    return {"sequences": packed.sequences, "bytes": packed.bytes_each, "documents": _as_bytes(packed.documents)}
 
 
 def _make_sentences(source: Source, tokenizer: Tokenizer) -> Arrays:

@@ -122,6 +122,8 @@ def share_to_win_back(budget: BudgetRecord, own: Measurement, report: Report) ->
 def _gentler_quantize(
     budget: BudgetRecord, part: Quantize, share: float, report: Report, recipe: Recipe
 ) -> Iterator[Proposal]:
+    if part.format == "auto":
+        return  # it measures its own choice: what is left to say is `within`, which is the user's
     yield from _other_algorithms(budget, part, report.task)
     block = part.block_size()
     smaller = [size for size in BLOCKS if block is not None and size < block]

@@ -204,6 +204,14 @@ def multiply_seconds(work: Work, facts: GraphFacts, target: Target, new: int, ca
     return seconds + causal * attention * new / target.peak["fp16"]
 
 
+def layer_seconds(target: Target, size: int, weights: int, fmt: str) -> float:
+    """A lower bound of one layer's share of a decode step: its bytes by the bandwidth or its products by the rate of its format,
+    whichever is longer. `target` has both figures: see `ceilings`."""
+    assert target.bandwidth is not None
+    rate = RATES.get(fmt, "fp16") if target.is_gpu or not fmt else "int8"
+    return max(size / target.bandwidth, 2 * weights / target.peak.get(rate, target.peak["fp16"]))
+
+
 def _seen(kv: KvShape, tokens: int) -> int:
     return tokens if kv.window is None else min(tokens, kv.window)
 

@@ -104,6 +104,20 @@ class Input:
     calibration: Calibration | None
 
 
+@dataclass(frozen=True)
+class Converted:
+    """Float layers in low bits, proven and measured, beside the model they come from."""
+
+    layers: Mapping[str, QuantLayer]
+    rows: Mapping[str, dict[str, Any]]
+    """Rows of the report's layer table, by layer."""
+    every: tuple[str, ...]
+    """All layers that could take the format."""
+    unreached: list[str]
+    proven: float | None
+    """Largest difference from nvidia-modelopt's layers."""
+
+
 def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progress: Progress) -> Quantized:
     """Do the job; the new model is in `folder`.
 
@@ -111,39 +125,46 @@ def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progre
         RecipeError: an option does not fit the layers, or calibration data is too little.
         VerificationError: a converted layer is not what was calibrated; it is named.
     """
-    started, facts, calibration = time.monotonic(), source.facts, source.calibration
-    reference = open_model(source.model)
+    started, facts = time.monotonic(), source.facts
+    made = converted(source, job, choose, _part(progress, 0.0, 0.95))
+    progress(0.95, "folding input factors")
+    module, folded = assemble(source, made.layers)
+    sentence = f"{len(made.layers)} of {len(made.every)} linear layers to {job.title}"
+    noted = facts.model_copy(update={"notes": (*facts.notes, sentence)})
+    details = {
+        "layers": list(made.rows.values()),
+        "calibration": _calibration_row(source.calibration, job, time.monotonic() - started),
+        "kept": [name for name in made.every if name not in made.layers],
+        "unreached": made.unreached,
+        "folded": folded,
+        "largest_difference_from_modelopt": made.proven,
+    }
+    saved = save_model(module, noted, folder, source.model.assets)
+    return Quantized(saved, sentence, len(made.layers), details)
+
+
+def converted(source: Input, job: Job, choose: Choose, progress: Progress) -> Converted:
+    """The chosen layers as the job makes them; the source stays as it is. Raises what `quantize_model` raises."""
+    calibration, reference = source.calibration, open_model(source.model)
     every = quantizable(reference, job)
-    names = choose({name: inputs_of(layer) for name, layer in every.items()}, facts.task)
+    names = choose({name: inputs_of(layer) for name, layer in every.items()}, source.facts.task)
     refuse_broken_weights(reference, names)
     reach = _surveyed(reference, names, calibration, job, _part(progress, 0.0, 0.1))
     names, unreached = _reached(names, reach)
     theirs = open_model(source.model)
-    said = calibrated(theirs, names, job.scheme, calibration, _part(progress, 0.1, 0.5))
-    grids = refined(theirs, names, job.scheme, calibration, _part(progress, 0.5, 0.75), facts.sparse)
+    said = calibrated(theirs, names, job.scheme, calibration, _part(progress, 0.1, 0.55))
+    grids = refined(theirs, names, job.scheme, calibration, _part(progress, 0.55, 0.8), source.facts.sparse)
     if job.scheme.searches_ranges:
         assert calibration is not None
-        _set_ranges(reference, theirs, names, job, calibration, _part(progress, 0.75, 0.8))
+        _set_ranges(reference, theirs, names, job, calibration, _part(progress, 0.8, 0.85))
     layers = {name: layer_of(theirs.get_submodule(name), job.scheme, grids.get(name)) for name in names}
-    prove_zeros(reference, layers, facts.sparse)
+    prove_zeros(reference, layers, source.facts.sparse)
     plain = (
         {} if job.is_plain else {name: _plain(reference.get_submodule(name), job, reach.get(name)) for name in names}
     )
-    errors = measure(reference, theirs, Compared(layers, plain), calibration, _part(progress, 0.8, 0.95))
-    rows = [_row(name, reference, theirs, Compared(layers, plain), job, errors, said) for name in names]
-    progress(0.95, "folding input factors")
-    made, folded = assemble(source, layers)
-    sentence = f"{len(names)} of {len(every)} linear layers to {job.title}"
-    noted = facts.model_copy(update={"notes": (*facts.notes, sentence)})
-    details = {
-        "layers": rows,
-        "calibration": _calibration_row(calibration, job, time.monotonic() - started),
-        "kept": [name for name in every if name not in layers],
-        "unreached": unreached,
-        "folded": folded,
-        "largest_difference_from_modelopt": max(errors.proven.values(), default=None),
-    }
-    return Quantized(save_model(made, noted, folder, source.model.assets), sentence, len(names), details)
+    errors = measure(reference, theirs, Compared(layers, plain), calibration, _part(progress, 0.85, 1.0))
+    rows = {name: _row(name, reference, theirs, Compared(layers, plain), job, errors, said) for name in names}
+    return Converted(layers, rows, tuple(every), unreached, max(errors.proven.values(), default=None))
 
 
 def prove_zeros(reference: nn.Module, layers: Mapping[str, QuantLayer], sparse: Collection[str]) -> None:

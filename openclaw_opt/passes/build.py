@@ -103,7 +103,8 @@ class Build(Pass):
 
         if all(layer.q_heads == layer.kv_heads for layer in spec.layers):
             return []
-        awq = [p for p in earlier if isinstance(p, Quantize) and p.algorithm_for("decoder").startswith("awq")]
+        parts = [part for p in earlier if isinstance(p, Quantize) for part in p.parts("decoder")]
+        awq = [part for part in parts if part.algorithm_for("decoder").startswith("awq")]
         kept = [pattern for p in awq for pattern in p.patterns("decoder")]
         if not awq or any(fnmatchcase("layers.0.o", pattern) for pattern in kept):
             return []

@@ -30,7 +30,7 @@ class Fuse(Pass):
     0 computes in float32. The deviation of level 4 is measured by the build."""
 
     def check(self, view: View) -> list[Complaint]:
-        from openclaw_opt.formats import FORMATS
+        from openclaw_opt.passes.quantize import Quantize
 
         found = []
         if self.context is not None and not isinstance(view.spec, DecoderSpec):
@@ -46,8 +46,8 @@ class Fuse(Pass):
         if self.context is not None and self.context < LEAST_CONTEXT:
             what = f"context {self.context} is less than the {LEAST_CONTEXT} tokens that verification steps through"
             found.append(Complaint(what, option="context", fix=f"context: {LEAST_CONTEXT}"))
-        formats = [FORMATS[str(p.model_dump().get("format"))] for p in view.earlier if p.word == "quantize"]
-        weight_only = view.backend == "onnxruntime" and any(fmt.weight_only for fmt in formats)
+        asked = [part for p in view.earlier if isinstance(p, Quantize) for part in p.parts(view.spec.task)]
+        weight_only = view.backend == "onnxruntime" and any(part.row.weight_only for part in asked)
         if self.accuracy_level is not None and not weight_only:
             found.append(
                 Complaint(

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from openclaw_opt.artifacts import Model
+from openclaw_opt.artifacts import Model, Task
 from openclaw_opt.errors import RecipeError, nearest
 from openclaw_opt.formats import FORMATS, KV_CACHE, UNREALISED, Format
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.passes import candidates as choosing
+from openclaw_opt.passes.candidates import AUTO, Candidates, Within
 from openclaw_opt.targets import FASTEST, Target, formats_of
 
 if TYPE_CHECKING:
+    from openclaw_opt.models.quantizing import Job
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
 Algorithm = Literal["max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"]
@@ -71,8 +74,20 @@ class Quantize(Pass):
     reads: ClassVar[tuple[str, ...]] = ("calibration",)
     essential: ClassVar[tuple[str, ...]] = ("format",)
 
-    format: Literal["int8", "int8_per_token", "int8_weight_only", "int4", "uint4", "fp8", "nvfp4"]
-    """Number format; a row of `openclaw-opt list formats`."""
+    format: Literal["int8", "int8_per_token", "int8_weight_only", "int4", "uint4", "fp8", "nvfp4", "auto"]
+    """Number format; a row of `openclaw-opt list formats`. `auto`: each layer gets one of `candidates`, so that the model keeps
+    `within` and is as small, or as fast, as it can be."""
+    candidates: Candidates | None = None
+    """auto: two formats or more, each a word or a mapping of `format` and its own options: `[{format: int4, block: 128}, int8,
+    fp16]`. `fp16` leaves a layer in the graph's float type, which is float16 on a GPU and float32 on a CPU."""
+    within: Within | None = None
+    """auto: what the choice must keep, as a budget is written: `{bits_per_byte.recovery: ">= 0.99"}` or `{kl.mean: {rule: "<= 0.001",
+    confidence: 0.9}}`. Any accuracy measurement; the end of its interval (0.95) on calibration data held back keeps the rule.
+    Evaluation data is never looked at."""
+    minimise: Literal["size", "time"] | None = None
+    """auto: bytes of the weights as the engine holds them (`size`, the default), or the roofline time of a decode step."""
+    held_back: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """auto: the share of the calibration samples that the choice is measured on and nothing else looks at. Default 0.5."""
     algorithm: Literal["auto", "max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"] = "auto"
     """How weights are rounded. int8: smoothquant, max; int8_weight_only: max, gptq; int8_per_token, fp8, nvfp4: max;
     int4, uint4: gptq (ranges clipped, errors made up for by later columns), awq_gptq (after awq's factors), awq_full (factors and
@@ -97,7 +112,7 @@ class Quantize(Pass):
     keep: tuple[str, ...] | None = None
     """Layers that stay float, as patterns of module names (`head`, `layers.0.*`).
 
-    Default: `head` for decoders, the classifier for vision models, nothing for encoders."""
+    Default: `head` for decoders, the classifier for vision models, nothing for encoders; nothing with `format: auto`."""
     kv_cache: Literal["float"] = "float"
     """Type of the key/value cache: `float`, that of the graph. Low-bit caches are refused with the reason."""
     batch_size: Annotated[int, Field(gt=0)] = 4
@@ -110,6 +125,16 @@ class Quantize(Pass):
             why, near = UNREALISED[word]
             raise RecipeError(f"format: {word} is not realised: {why}", fix=near)
         return word
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _each_candidate(cls, value: Any) -> Any:
+        return None if value is None else choosing.read_candidates(value, cls)
+
+    @field_validator("within", mode="before")
+    @classmethod
+    def _each_rule(cls, value: Any) -> Any:
+        return None if value is None else choosing.read_within(value)
 
     @field_validator("kv_cache", mode="before")
     @classmethod
@@ -130,13 +155,41 @@ class Quantize(Pass):
         return legal[0] if task == "decoder" else next(word for word in PLAIN if word in legal)
 
     def patterns(self, task: str) -> tuple[str, ...]:
-        return DEFAULT_KEEP[task] if self.keep is None else self.keep
+        if self.keep is not None:
+            return self.keep
+        return () if self.format == AUTO else DEFAULT_KEEP[task]
+
+    def parts(self, task: Task) -> tuple[Quantize, ...]:
+        """The formats it may give a layer, each as a pass of its own: itself, or the candidates of `auto`."""
+        return tuple(choosing.expanded(self, task).values()) if self.format == AUTO else (self,)
+
+    def decided(self, task: str) -> dict[str, Any]:
+        """What it does to a layer, with every default filled in: two with the same do the same."""
+        own = {name: getattr(self, name) for name in choosing.OPTIONS}
+        return {**own, "format": self.format, "algorithm": self.algorithm_for(task), "block": self.block_size()}
+
+    def title_for(self, task: str) -> str:
+        block = self.block_size()
+        return f"{self.format} ({self.algorithm_for(task)}{f', blocks of {block}' if block else ''})"
+
+    def ingredients(self, view: View) -> dict[str, Any]:
+        """With `auto`, what a layer costs depends on the backend, and its time on the target."""
+        if self.format != AUTO:
+            return {}
+        return {"backend": view.backend, **({"target": view.target.title} if self.minimise == "time" else {})}
 
     def block_size(self) -> int | None:
         return self.block or self.row.block
 
     def check(self, view: View) -> list[Complaint]:
-        found = [*self._realised(view.target, view.backend), *self._options(view.spec.task), *self._data(view)]
+        found = list(choosing.complaints(self, view))
+        if self.format == AUTO:
+            return list(dict.fromkeys(found))
+        found += [
+            *self._realised(view.target, view.backend),
+            *self.option_complaints(view.spec.task),
+            *self._data(view),
+        ]
         found += [*self._architecture(view.spec), *self._parser(view.backend)]
         if any(earlier.word == "prune" for earlier in view.earlier):
             return found  # layers and sizes are not known yet; `run` looks at the real ones
@@ -169,7 +222,7 @@ class Quantize(Pass):
             what += f": it needs compute capability {needs}, the target has {has}"
         return [Complaint(what, "format", f"format: {near.name}" if near else "choose another backend")]
 
-    def _options(self, task: str) -> list[Complaint]:
+    def option_complaints(self, task: str) -> list[Complaint]:
         found, legal, algorithm = [], ALGORITHMS[self.format], self.algorithm_for(task)
         if algorithm not in legal:
             fix = f"algorithm: {legal[0]}" if len(legal) == 1 else nearest(algorithm, legal)
@@ -262,13 +315,26 @@ class Quantize(Pass):
         return any(fnmatchcase(name, pattern) for pattern in self.patterns(task))
 
     def run(self, source: Model, work: Work) -> Done[Model]:
+        if self.format == AUTO:
+            from openclaw_opt.passes.mixing import choose_formats
+
+            return choose_formats(self, source, work)
         from openclaw_opt.models.calibrate import load_calibration
-        from openclaw_opt.models.quantizing import Input, Job, quantize_model
+        from openclaw_opt.models.quantizing import Input, quantize_model
         from openclaw_opt.models.spec import read_facts
 
         facts, data = read_facts(source), work.calibration
-        algorithm = self.algorithm_for(facts.task)
-        job = Job(
+        batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
+        choose = partial(self.chosen, done=tuple(facts.quant))
+        made = quantize_model(Input(source, facts, batches), work.folder, self.job(facts.task), choose, work.progress)
+        return Done(made.model, changed=made.sentence, count=made.count, details=made.details)
+
+    def job(self, task: str) -> Job:
+        """The same with every default filled in."""
+        from openclaw_opt.models.quantizing import Job
+
+        algorithm = self.algorithm_for(task)
+        return Job(
             format=self.format,
             algorithm=algorithm,
             alpha=(DEFAULT_ALPHA if self.alpha is None else self.alpha) if algorithm == "smoothquant" else None,
@@ -280,10 +346,6 @@ class Quantize(Pass):
             act_order=self.act_order is not False,
             per_channel=bool(self.per_channel),
         )
-        batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
-        choose = partial(self.chosen, done=tuple(facts.quant))
-        made = quantize_model(Input(source, facts, batches), work.folder, job, choose, work.progress)
-        return Done(made.model, changed=made.sentence, count=made.count, details=made.details)
 
     def chosen(self, sizes: Sizes, task: str, done: tuple[str, ...] = ()) -> list[str]:
         """The layers to quantize, of all that are float; `done` an earlier pass has quantized. Raises RecipeError where an option does not fit them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from openclaw_opt.records import Report
-from openclaw_opt.report import headline, numbers, tables, views
+from openclaw_opt.report import headline, mixed_figures, numbers, tables, views
 from openclaw_opt.report.again import measured_again
 from openclaw_opt.report.bought import bought
 from openclaw_opt.report.earlier import earlier_table, sentences
@@ -45,6 +45,8 @@ def markdown(report: Report) -> str:
         folded("Measured again after the build", measured_again(report)),
         folded("Cost of a million on each target", tables.costs(report)),
         folded("Roofline bounds, not measurements", tables.measurements(bounds)),
+        section("Mixed precision: choices measured", mixed_figures.rounds(report)),
+        folded("Format of each layer", mixed_figures.choices(report)),
         folded("Layers by error, worst first", tables.layers(report)),
         folded("Precision receipt", tables.receipt(report).marked("good")),
         folded("Kernels by profile", tables.kernels(report)),
