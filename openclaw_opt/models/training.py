@@ -93,8 +93,8 @@ def train(pair: Pair, data: Sequences, setup: Setup, kept: Path | None, report: 
     student, teacher = pair.student.to(setup.device), pair.teacher.to(setup.device).requires_grad_(False)
     own(student)
     optimizer = optimizer_of(student, setup)
-    found = read_state(kept, student, optimizer) if kept is not None else None
     run = Run(Pair(student, teacher, pair.layers), data, setup, optimizer, report)
+    found = read_state(kept, student, optimizer) if kept is not None else None
     if found is None:
         run.look()
     else:
@@ -171,9 +171,7 @@ def outputs(decoder: Decoder, batch: Batch, *, keep: bool) -> tuple[Tensor, list
 class Run:
     """A training under way: what changes from step to step."""
 
-    def __init__(
-        self, pair: Pair, data: Sequences, setup: Setup, optimizer: torch.optim.AdamW, report: Report
-    ) -> None:
+    def __init__(self, pair: Pair, data: Sequences, setup: Setup, optimizer: torch.optim.AdamW, report: Report) -> None:
         self.pair, self.data, self.setup, self.optimizer, self.report = pair, data, setup, optimizer, report
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from openclaw_opt.numerics.grid import AFFINE, grid_of
-from openclaw_opt.numerics.quantization import channel_amax, dequantize, dequantize_blocks, quantize, quantize_blocks, scale_of
+from openclaw_opt.numerics.quantization import (
+    channel_amax,
+    dequantize,
+    dequantize_blocks,
+    quantize,
+    quantize_blocks,
+    scale_of,
+)
 
 
 def rounded(weight: Tensor, kind: str, block: int | None) -> Tensor:
