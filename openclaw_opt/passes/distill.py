@@ -81,7 +81,7 @@ class Distill(Pass):
     """Sequences that run at once; memory grows with it, and with the vocabulary."""
     accumulate: Count = 1
     """Batches a step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Of AdamW, the highest; then half a cosine."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps in which the learning rate rises."""
