@@ -22,6 +22,8 @@ Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PLAIN = {"int4": "rtn", "uint4": "rtn", "int8_weight_only": "max"}
 """Formats of weights alone, and the algorithm of `quantize` whose grid the fake-quantizers have."""
+KINDS = {"int4": "int4", "uint4": "uint4", "int8_weight_only": "int8"}
+"""The codes of each."""
 OPTIONS = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
@@ -254,7 +256,7 @@ class Distill(Pass):
         if fake is None:
             return []
         try:
-            return put_fake_quantizers(student, FORMATS[fake.format].kind, fake.block_size(), fake.keep)
+            return put_fake_quantizers(student, KINDS[fake.format], fake.block_size(), fake.keep)
         except ValueError as error:
             raise RecipeError(str(error), where="distill.fake_quantize", fix="a smaller block, or keep") from error
 
