@@ -77,11 +77,7 @@ def judge(
         peak_bytes=peak_bytes,
         machine=this_machine(),
         versions=versions(),
-        data={
-            role: source_facts(source)
-            for role, source in (("calibration", recipe.calibration), ("evaluation", recipe.evaluation))
-            if source is not None
-        },
+        data={role: source_facts(source) for role, source in recipe.sources.items()},
         checkpoint_files=plan.checkpoint.files,
         recipe=resolved_yaml(recipe),
     )

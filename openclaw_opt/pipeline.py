@@ -93,6 +93,7 @@ def read_data(plan: Plan, steps: tuple[Step, ...], store: Store) -> None:
     recipe, missing = plan.recipe, [step for step in steps if not step.cached]
     roles = {
         "calibration": recipe.calibration if any("calibration" in step.part.reads for step in missing) else None,
+        "training": recipe.training if any("training" in step.part.reads for step in missing) else None,
         "evaluation": recipe.evaluation if missing and any(metric.needs_data for metric in recipe.metrics) else None,
     }
     for role, source in roles.items():
@@ -169,7 +170,7 @@ def _run(
         began = time.monotonic()
         with logs_kept(folder, store.root / "logs" / step.key[:32]):
             work = work_of(plan, folder, store, lambda part, text: _progress(hooks, 0.85 * part, text))
-            done = _done(step, source, work)
+            done = _done(step, source, replace(work, kept=store.unfinished(step.key)))
         seconds = time.monotonic() - began
         hooks.progress(0.9, "verifying")
         verification = _verified(plan, step, source, done)
@@ -178,6 +179,7 @@ def _run(
         costs = part.kind == "lossy" or done.proof is not None
         stored = {"kind": type(done.artifact).__name__, "bytes": tree_size(folder), "costs": costs}
         final = store.keep(folder, step.key, stored | {"record": record.model_dump(mode="json")})
+    shutil.rmtree(store.unfinished(step.key), ignore_errors=True)
     artifact = replace(done.artifact, folder=final)
     accuracy = _accuracy(plan, step, artifact, store, hooks) if costs else ()
     return record.model_copy(update={"accuracy": accuracy}), artifact
@@ -224,6 +226,7 @@ def work_of(plan: Plan, folder: Path, store: Store, progress: Callable[[float, s
         seed=recipe.seed,
         others=recipe.others,
         progress=progress,
+        training=recipe.training,
     )
 
 

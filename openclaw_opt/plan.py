@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 RUNS_ENGINE = ("latency", "memory")
 """Metrics that run the engine itself; others look at its graph or its bytes."""
+SEPARATE = (
+    ("calibration", "evaluation", "evaluate on data that no pass has seen"),
+    ("training", "evaluation", "evaluate on data that no pass has seen"),
+    ("training", "calibration", "train on other data: a part of the calibration data is held back to stop early"),
+)
+"""Roles whose data may share nothing, and why."""
 UNTIL = {"model": "Model", "graph": "Graph", "engine": "Engine"}
 
 
@@ -64,8 +70,7 @@ def check_recipe(recipe: Recipe) -> tuple[Listing, DecoderSpec | HfSpec]:
     mistakes += _data_mistakes(recipe, spec)
     if mistakes:
         raise RecipeError("the recipe cannot be done", where=str(recipe.file), mistakes=mistakes)
-    sources = (source for source in (recipe.calibration, recipe.evaluation) if source is not None)
-    for missing in (*(one.missing() for one in sources), *(one.missing() for one in recipe.metrics)):
+    for missing in (*(one.missing() for one in recipe.sources.values()), *(one.missing() for one in recipe.metrics)):
         if missing is not None:
             raise missing
     return listing, spec
@@ -145,22 +150,24 @@ def _over_profile(recipe: Recipe, metric: Metric) -> Iterator[tuple[str, int, in
 def _view(recipe: Recipe, spec: DecoderSpec | HfSpec, index: int, target: Target | None = None) -> View:
     chosen = target or recipe.target
     others = tuple(one for one in recipe.targets if one is not chosen)
-    return View(spec, chosen, recipe.backend, recipe.calibration, recipe.passes[:index], others)
+    passes = recipe.passes
+    return View(
+        spec, chosen, recipe.backend, recipe.calibration, passes[:index], others, recipe.training, passes[index + 1 :]
+    )
 
 
 def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptError]:
-    calibration, evaluation = recipe.calibration, recipe.evaluation
-    place = recipe.located.place(("data", "evaluation"))
+    evaluation = recipe.evaluation
     kind = "images" if spec.task == "vision" else "text"
-    for role, source in (("calibration", calibration), ("evaluation", evaluation)):
-        if source is not None and source.kind != kind:
+    for role, source in recipe.sources.items():
+        if source.kind != kind:
             where = recipe.located.place(("data", role))
             yield RecipeError(
                 f"{role} data is {source.kind}, but the model is a {spec.task} and needs {kind}", where=where
             )
-        elif source is not None and source.image is not None and source.image != getattr(spec, "image", None):
+        elif source.image is not None and source.image != getattr(spec, "image", None):
             yield _wrong_images(role, source.image, getattr(spec, "image", None), recipe)
-        elif source is not None and (limit := _limit(recipe, spec, role)) is not None and source.length > limit[0]:
+        elif (limit := _limit(recipe, spec, role)) is not None and source.length > limit[0]:
             yield RecipeError(
                 f"{role} sequences of {source.length} tokens are longer than {limit[1]} of {limit[0]}",
                 where=recipe.located.place(("data", role, "length")),
@@ -169,19 +176,24 @@ def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptEr
     if evaluation is None and any(metric.needs_data for metric in recipe.metrics):
         words = ", ".join(metric.word for metric in recipe.metrics if metric.needs_data)
         yield RecipeError(f"metrics {words} need `data.evaluation`", where=recipe.located.place(("metrics",)))
-    if recipe.on_calibration:
-        return
+    if recipe.training is not None and not any("training" in part.reads for part in recipe.passes):
+        where = recipe.located.place(("data", "training"))
+        yield RecipeError("no pass reads `data.training`", where=where, fix="leave it out, or add distill")
+    for first, second, fix in SEPARATE:
+        if not (recipe.on_calibration and second == "evaluation"):
+            yield from _shared(recipe, first, second, fix)
+
+
+def _shared(recipe: Recipe, first: str, second: str, fix: str) -> Iterator[OptError]:
+    a, b = recipe.sources.get(first), recipe.sources.get(second)
     try:
-        shared = overlap(calibration, evaluation) if calibration is not None and evaluation is not None else None
+        shared = overlap(a, b) if a is not None and b is not None else None
     except OptError as error:
         yield error
         return
     if shared:
-        yield RecipeError(
-            f"calibration and evaluation data overlap: {shared}",
-            where=place,
-            fix="evaluate on data that no pass has seen",
-        )
+        where = recipe.located.place(("data", second))
+        yield RecipeError(f"{first} and {second} data overlap: {shared}", where=where, fix=fix)
 
 
 def _limit(recipe: Recipe, spec: DecoderSpec | HfSpec, role: str) -> tuple[int, str] | None:
@@ -225,9 +237,10 @@ def keyed_steps(plan: Plan, store: Store) -> tuple[Step, ...]:
     recipe = plan.recipe
     steps: list[Step] = []
     files, config = plan.checkpoint.files, digest(plan.checkpoint.config)
-    before: dict[str, Any] = {"checkpoint": {"files": files, "config": config, "assets": plan.listing.assets_digest()}}
+    origin = {"files": files, "config": config, "assets": plan.listing.assets_digest()}
+    before: dict[str, Any] = {"checkpoint": origin}
     for index, part in enumerate(recipe.passes):
-        facts = {**before, **_ingredients(part, recipe), **part.ingredients(_view(recipe, plan.spec, index))}
+        facts = {**before, **_ingredients(part, recipe, origin), **part.ingredients(_view(recipe, plan.spec, index))}
         ingredients = json.loads(json.dumps(facts))  # as the manifest gives them back: lists, no tuples
         key = digest(ingredients)
         steps.append(Step(index, part, key, ingredients, store.find(key) is not None))
@@ -235,7 +248,7 @@ def keyed_steps(plan: Plan, store: Store) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _ingredients(part: Pass, recipe: Recipe) -> dict[str, Any]:
+def _ingredients(part: Pass, recipe: Recipe, origin: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "pass": part.word,
         "options": part.model_dump(mode="json"),
@@ -249,6 +262,10 @@ def _ingredients(part: Pass, recipe: Recipe) -> dict[str, Any]:
             facts["others"] = {one.name: asdict(one) | {"hourly_usd": None} for one in recipe.others}
     if "calibration" in part.reads:
         facts["calibration"] = source_facts(recipe.calibration)
+    if "training" in part.reads:
+        facts["training"] = source_facts(recipe.training)
+    if "checkpoint" in part.reads:
+        facts["checkpoint"] = origin
     return facts
 
 

@@ -58,6 +58,13 @@ class Recipe:
     """A trial that looks at calibration data where a build looks at evaluation data. Never set by a recipe."""
     others: tuple[Target, ...] = ()
     """Further targets of the same job, built by the same backend; `target` is the first."""
+    training: Source | None = None
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Every data source by its role."""
+        roles = {"calibration": self.calibration, "training": self.training, "evaluation": self.evaluation}
+        return {role: source for role, source in roles.items() if source is not None}
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -124,6 +131,7 @@ class _Reader:
         targets = self._targets()
         passes = self._passes()
         calibration, evaluation = self._source("calibration"), self._source("evaluation")
+        training = self._source("training")
         metrics = self._metrics()
         budgets = self._budgets(metrics)
         model = self._model()
@@ -145,6 +153,7 @@ class _Reader:
             seed=top.seed,
             located=self.located,
             others=tuple(targets[1:]),
+            training=training,
         )
 
     def _top(self) -> Grammar | None:
@@ -345,8 +354,7 @@ def resolved_yaml(recipe: Recipe) -> str:
     data["model"] = recipe.model
     named = [_choice_of(target) for target in recipe.targets]
     data["target"] = named if recipe.others else named[0]
-    sources = {"calibration": recipe.calibration, "evaluation": recipe.evaluation}
-    data["data"] = {role: source.described() for role, source in sources.items() if source is not None}
+    data["data"] = {role: source.described() for role, source in recipe.sources.items()}
     data["passes"] = [{item.word: item.model_dump(mode="json")} for item in recipe.passes]
     data["metrics"] = [{item.word: item.model_dump(mode="json")} for item in recipe.metrics]
     data["budgets"] = {budget.metric: budget.written() for budget in recipe.budgets}

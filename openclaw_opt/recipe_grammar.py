@@ -34,7 +34,9 @@ class DataSection(BaseModel):
     calibration: dict[str, Any] | str | None = None
     """A data source: what passes may look at."""
     evaluation: dict[str, Any] | str | None = None
-    """A data source: what accuracy is measured on; may share nothing with the calibration data."""
+    """A data source: what accuracy is measured on; may share nothing with the calibration or training data."""
+    training: dict[str, Any] | str | None = None
+    """A data source: what `distill` trains on; without it the calibration data, but for the part held back."""
 
 
 class BudgetChoice(BaseModel):

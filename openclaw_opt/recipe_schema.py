@@ -39,7 +39,7 @@ def recipe_schema() -> dict[str, Any]:
     properties["metrics"] |= {"items": _items("metrics", Metric, definitions)}
     properties["budgets"] |= _budgets(definitions["BudgetChoice"])
     sources = {"anyOf": [{"enum": list(source_names())}, *(_source(name, definitions) for name in source_names())]}
-    for role in ("calibration", "evaluation"):
+    for role in ("calibration", "evaluation", "training"):
         meaning = definitions["DataSection"]["properties"][role].get("description", "")
         definitions["DataSection"]["properties"][role] = {**sources, "description": meaning}
     definitions["TargetChoice"]["properties"]["name"] |= {"enum": target_names()}

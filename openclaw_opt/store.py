@@ -2,6 +2,7 @@
 
     <root>/<key>/            the result's files and done.json
     <root>/.work-<pid>-<n>/  being made; renamed when whole, removed when its process is gone
+    <root>/unfinished/<key>/ what a killed pass goes on from; removed when the pass is done
     <root>/hashes.json       sha256 of checkpoint files by path, size and modification time
     <root>/.locks/<key>      held while an entry is made, so that two builds at once do not both make it
 
@@ -52,6 +53,10 @@ class Store:
 
     def folder(self, key: str) -> Path:
         return self.root / key[:32]
+
+    def unfinished(self, key: str) -> Path:
+        """Where a pass keeps what its next run goes on from; made by the pass itself."""
+        return self.root / "unfinished" / key[:32]
 
     @contextlib.contextmanager
     def making(self) -> Iterator[Path]:

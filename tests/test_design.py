@@ -229,7 +229,7 @@ def test_a_part_states_what_its_base_wants(folder: str, word: str, base: type[An
         assert cls.__module__.rsplit(".", 1)[1].replace("_", "-") == word
         assert cls.kind in ("exact", "lossy")
         assert {cls.takes(), cls.gives()} <= {Checkpoint, Model, Graph, Engine}
-        assert set(cls.reads) <= {"target", "calibration"}
+        assert set(cls.reads) <= {"target", "calibration", "training", "checkpoint"}
         assert cls.run is not Pass.run
 
 

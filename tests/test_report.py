@@ -501,9 +501,15 @@ def test_every_picture_is_legal_vega_lite_with_a_table(make: Callable[[], Report
 
 def test_what_each_picture_shows() -> None:
     sensitive = passes()[2].model_copy(update={"details": {"sensitivity": {"layers.0.qkv": 0.5, "layers.1.qkv": 0.25}}})
-    one = with_baseline(with_batches(report(passes=(*passes()[:2], sensitive, *passes()[3:]))))
+    curve = [
+        {"step": step, "train": loss, "held_back": held, "learning_rate": 1e-4}
+        for step, loss, held in ((0, None, 0.5), (20, 0.4, 0.25), (40, 0.2, 0.3))
+    ]
+    trained = passes()[1].model_copy(update={"details": {"curve": curve, "best_step": 20}})
+    one = with_baseline(with_batches(report(passes=(passes()[0], trained, sensitive, *passes()[3:]))))
     found = {figure.name: figure for figure in every_figure(one)}
-    assert set(found) == {"bullets", "tradeoff", "accuracy", "costs", "worst", "depth", "sensitivity-2", "ecdf", "anatomy", "batching", "memory"}  # fmt: skip
+    named = "bullets tradeoff accuracy costs worst depth sensitivity-2 training-1 ecdf anatomy batching memory"
+    assert set(found) == set(named.split())
     knees = [row[0].text for row in found["batching"].table.rows if row[3].text == "knee"]
     assert knees == ["4"]
     assert [row[0].text for row in found["tradeoff"].table.rows] == [
@@ -514,6 +520,8 @@ def test_what_each_picture_shows() -> None:
     ]
     assert "bound 0.0103 ms" in json.dumps(found["tradeoff"].spec)
     assert [row[0].text for row in found["sensitivity-2"].table.rows] == ["layers.0.qkv", "layers.1.qkv"]
+    assert [row[1].text for row in found["training-1"].table.rows] == ["–", "0.4000", "0.2000"]
+    assert "step 20" in found["training-1"].caption
     assert "22.2 ms" in found["anatomy"].caption  # the request's parts; loading is not one of them
 
 

@@ -28,6 +28,9 @@ DATA = ("data.calibration.samples=32", "data.evaluation.samples=32")
 FLOAT_BITS = 32
 INT4 = {32: ("rtn", "awq", "awq_full", "gptq", "awq_gptq"), 128: ("rtn", "awq_full", "gptq")}
 
+QAD = "{distill: {steps: 96, fake_quantize: {format: int4, block: 32}}}"
+TRAINING = "data.training={source: python-stdlib, split: train, samples: 768, length: 256}"
+
 
 def quantize(options: str, *before: str) -> str:
     """The passes of a recipe, as a value of `--set`."""
@@ -54,7 +57,7 @@ def rows() -> dict[str, str]:
     made["int8_per_token, max"] = quantize("format: int8_per_token, algorithm: max")
     made["int8_weight_only, max"] = quantize("format: int8_weight_only, algorithm: max")
     made["int8_weight_only, gptq"] = quantize("format: int8_weight_only, algorithm: gptq")
-    return made | zeros() | pruned()
+    return made | zeros() | pruned() | trained()
 
 
 def zeros() -> dict[str, str]:
@@ -78,10 +81,31 @@ def pruned() -> dict[str, str]:
     return made
 
 
+def trained() -> dict[str, str]:
+    """What training gives back, in the engine's format."""
+    made = {}
+    distill = "{distill: {steps: 96}}"
+    for name, options, before in (
+        ("ffn pruned by 20 %, int8", "format: int8, algorithm: smoothquant", ("{prune: {ffn: 0.2}}",)),
+        (
+            "ffn pruned by 20 %, distilled, int8",
+            "format: int8, algorithm: smoothquant",
+            ("{prune: {ffn: 0.2}}", distill),
+        ),
+        ("int4 block 32, rtn, QAD", "format: int4, block: 32, algorithm: rtn", (QAD,)),
+    ):
+        made[name] = quantize(options, *before)
+    return made
+
+
 def build(name: str, passes: str, folder: Path, cache: Path | None) -> Report:
     """`openclaw-opt build` as a user types it; ends this script when it fails."""
     output = folder / name.replace(",", "").replace(" ", "-")
-    settings = [part for value in (passes, "budgets={}", *DATA) for part in ("--set", value)]
+    settings = [
+        part
+        for value in (passes, "budgets={}", *DATA, *([TRAINING] if "distill" in passes else []))
+        for part in ("--set", value)
+    ]
     command = [
         sys.executable,
         "-m",

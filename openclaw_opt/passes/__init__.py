@@ -42,6 +42,10 @@ class View:
     """Passes before this one."""
     others: tuple[Target, ...] = ()
     """Further targets of the same job; each is checked as `target` in turn."""
+    training: Source | None = None
+    """What the recipe's `data.training` names; where it names nothing, passes train on the calibration data."""
+    later: tuple[Pass, ...] = ()
+    """Passes after this one."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,10 @@ class Work:
     timeout_s: float | None = None
     others: tuple[Target, ...] = ()
     """Further targets of the same job."""
+    training: Source | None = None
+    """As in `View`."""
+    kept: Path | None = None
+    """A folder that outlives a killed run of this very pass, for what the next run goes on from; removed once the pass is done."""
     progress: Callable[[float, str], None] = lambda fraction, text: None
     """Called with the part done (0 to 1) and what is being done."""
 
@@ -100,7 +108,7 @@ class Pass(BaseModel):
     tools: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version is part of the cache key."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Which of `target`, `calibration` decides the result: part of the cache key."""
+    """Which of `target`, `calibration`, `training`, `checkpoint` decides the result: part of the cache key."""
 
     essential: ClassVar[tuple[str, ...]] = ()
     """Options that say what is done: a point of a sweep in which all of them are `off` or 0 goes without the pass."""

@@ -29,6 +29,7 @@ from openclaw_opt.report import (
     scatter,
     serving,
     tables,
+    training_figure,
     views,
 )
 from openclaw_opt.report.plot import Figure, drawings
@@ -174,7 +175,7 @@ def _figures(report: Report) -> dict[str, Sequence[Figure]]:
     return {
         "bullets": _there(budget_figure.budget_bullets(report)),
         "tradeoff": _there(scatter.tradeoff(report), earlier.trend(report)),
-        "steps": figures.waterfall(report),
+        "steps": (*figures.waterfall(report), *training_figure.training(report)),
         "worst": (*layer_figures.layers(report), *layer_figures.sensitivity(report), *mixed_figures.mixed(report)),
         "curves": _there(serving.anatomy(report), curves.latency_curves(report)),
         "batch_curve": _there(serving.batching(report)),

@@ -1,0 +1,331 @@
+"""distill: train a smaller or rounded decoder to say what the untouched checkpoint says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from openclaw_opt.artifacts import Model
+from openclaw_opt.errors import RecipeError, nearest
+from openclaw_opt.formats import FORMATS
+from openclaw_opt.numerics.spacing import evenly, matched
+from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+
+if TYPE_CHECKING:
+    from openclaw_opt.models.decoder import Decoder
+    from openclaw_opt.models.spec import DecoderSpec, ModelFacts
+    from openclaw_opt.models.training import Sequences, Setup, Trained
+    from openclaw_opt.passes.quantize import Quantize
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PLAIN = {"int4": "rtn", "uint4": "rtn", "int8_weight_only": "max"}
+"""Formats of weights alone, and the algorithm of `quantize` whose grid the fake-quantizers have."""
+KINDS = {"int4": "int4", "uint4": "uint4", "int8_weight_only": "int8"}
+"""The codes of each."""
+OPTIONS = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+
+class Student(BaseModel):
+    """A student made of the checkpoint's own layers."""
+
+    model_config = OPTIONS
+
+    layers: int | tuple[int, ...]
+    """How many layers, taken evenly spaced with the first and the last among them; or which, counted from 0."""
+
+    def chosen(self, of: int) -> tuple[int, ...]:
+        """Indices of the teacher's layers."""
+        return evenly(self.layers, of) if isinstance(self.layers, int) else self.layers
+
+
+class FakeQuantize(BaseModel):
+    """What the `quantize` after it will do to weights; training sees them so."""
+
+    model_config = OPTIONS
+
+    format: Literal["int4", "uint4", "int8_weight_only"]
+    """As in `quantize`."""
+    block: Count | None = None
+    """As in `quantize`. Default: the format's."""
+    keep: tuple[str, ...] = ("head",)
+    """As in `quantize`."""
+
+    def block_size(self) -> int | None:
+        return self.block or FORMATS[self.format].block
+
+
+class Distill(Pass):
+    """Train the model so far, or a student of fewer layers, on the logits of the untouched checkpoint.
+
+    loss = (1 − cross_entropy) · T² · KL(teacher ‖ student at temperature T) + cross_entropy · CE + hidden · ‖hidden states‖
+
+    A part of the calibration data is held back: the weights with the least loss on it are the result, and training ends early
+    when it no longer falls. A killed build goes on from the last checkpoint, on the CPU bit for bit. Sources: arXiv:1503.02531
+    (distillation), arXiv:2407.14679 (after pruning), nvidia-modelopt's QAD (with `fake_quantize`).
+    """
+
+    kind: ClassVar[Kind] = "lossy"
+    summary: ClassVar[str] = "train a pruned, shallower or rounded decoder on the untouched checkpoint's logits"
+    tools: ClassVar[tuple[str, ...]] = ("torch",)
+    reads: ClassVar[tuple[str, ...]] = ("calibration", "training", "checkpoint")
+    essential: ClassVar[tuple[str, ...]] = ("steps",)
+
+    student: Student | None = None
+    """`{layers: 3}` or `{layers: [0, 2, 5]}` starts from these layers of the checkpoint. Default: the model so far."""
+    fake_quantize: FakeQuantize | None = None
+    """Round the weights while training, as the `quantize` after it does: `{format: int4, block: 32}` (quantization-aware
+    distillation). That pass must have the same format, block and keep, and round to nearest: `algorithm: rtn`, or `max`."""
+    steps: Count = 200
+    """Optimizer steps at most; the learning rate reaches 0 there."""
+    batch_size: Count = 8
+    """Sequences that run at once; memory grows with it, and with the vocabulary."""
+    accumulate: Count = 1
+    """Batches a step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of AdamW, the highest; then half a cosine."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of matrices; norms and biases have none."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of all gradients together."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T of the softened distributions; above 1 what the teacher deems unlikely counts more."""
+    cross_entropy: Share = 0.0
+    """Share of the next token's cross-entropy in the loss, 0 to 1; the rest is the divergence from the teacher."""
+    hidden: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the difference of hidden states, relative to the teacher's, added to the loss."""
+    held_back: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the calibration sequences that is held back to choose the weights and to stop early."""
+    every: Count = 20
+    """Steps between looks at the held-back data."""
+    patience: Count = 5
+    """Looks without an improvement after which training ends."""
+    checkpoint_every: Count = 50
+    """Steps between checkpoints that a killed build goes on from."""
+    keep_zeros: bool = True
+    """Weights that are exactly zero stay so: a sparse model stays sparse."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of training; weights and moments are float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+
+    def check(self, view: View) -> list[Complaint]:
+        from openclaw_opt.models.spec import DecoderSpec
+
+        if not isinstance(view.spec, DecoderSpec):
+            return [Complaint(f"distill takes decoders, {view.spec.architecture} is a model for {view.spec.task}")]
+        if any(earlier.word == "quantize" for earlier in view.earlier):
+            return [Complaint("quantized weights cannot be trained", fix="put distill before quantize")]
+        return [*self._data(view), *self._start(view), *self._student(view.spec), *self._rounding(view)]
+
+    def _data(self, view: View) -> list[Complaint]:
+        if view.calibration is None:
+            what = "distill holds a part of the calibration data back, and there is none"
+            return [Complaint(what, fix="add `calibration` to `data`")]
+        samples = view.calibration.samples
+        if 0 < self._held(samples) < samples or view.training is not None:
+            return []
+        what = f"{self.held_back:g} of {samples} calibration sequences leaves none to train on"
+        return [Complaint(what, "held_back", "raise data.calibration.samples, or add `training` to `data`")]
+
+    def _start(self, view: View) -> list[Complaint]:
+        """Is there anything to learn, and does what was done before count?"""
+        before = [earlier.word for earlier in view.earlier if earlier.word != "load"]
+        if self.student is not None and before:
+            what = f"a student starts from the checkpoint's layers: what {before[-1]} did before has no effect"
+            return [Complaint(what, "student", f"leave out student, or {before[-1]}")]
+        if self.hidden and "rotate" in before:
+            what = "rotated hidden states cannot be compared with the checkpoint's"
+            return [Complaint(what, "hidden", "put rotate after distill")]
+        changed = any(earlier.kind == "lossy" for earlier in view.earlier)
+        if not (changed or self.student or self.fake_quantize or self.cross_entropy):
+            fix = "put it after prune, or give student or fake_quantize"
+            return [Complaint("the student is the checkpoint itself: there is nothing to learn", fix=fix)]
+        return []
+
+    def _student(self, spec: DecoderSpec) -> list[Complaint]:
+        if self.student is None:
+            return []
+        count, asked = len(spec.layers), self.student.layers
+        if isinstance(asked, int):
+            if 0 < asked < count:
+                return []
+            what = f"a student of {asked} layers does not fit a teacher of {count}"
+            return [Complaint(what, "student", f"layers: 1 to {count - 1}")]
+        if 0 < len(asked) < count and all(0 <= i < count for i in asked) and list(asked) == sorted(set(asked)):
+            return []
+        what = f"layers {list(asked)} are no rising choice of some of the teacher's 0 to {count - 1}"
+        return [Complaint(what, "student", f"layers: {list(evenly(max(1, count // 2), count))}")]
+
+    def _rounding(self, view: View) -> list[Complaint]:
+        """The fake-quantizers against the `quantize` that must follow."""
+        from openclaw_opt.passes.quantize import BLOCKS, Quantize
+
+        fake = self.fake_quantize
+        if fake is None:
+            return []
+        if fake.block is not None and FORMATS[fake.format].block is None:
+            return [Complaint(f"block has no effect with {fake.format}", "fake_quantize", "leave it out")]
+        after = next((one for one in view.later if isinstance(one, Quantize)), None)
+        if after is None:
+            wanted = f"quantize: {{format: {fake.format}, algorithm: {PLAIN[fake.format]}}}"
+            return [Complaint("fake_quantize without a quantize after it", "fake_quantize", f"add {wanted}")]
+        found = [
+            Complaint(f"fake_quantize has {name} {ours}, the quantize after it {theirs}", "fake_quantize", fix)
+            for name, ours, theirs, fix in _differences(fake, after)
+        ]
+        block = fake.block_size()
+        if found or block is None or any(one.word == "prune" for one in view.earlier):
+            return found
+        if block not in BLOCKS:
+            return [
+                Complaint(f"no runtime has blocks of {block}", "fake_quantize", nearest(str(block), map(str, BLOCKS)))
+            ]
+        return []  # that blocks divide the layers is what quantize's own check says
+
+    def _held(self, samples: int) -> int:
+        return max(1, round(samples * self.held_back))
+
+    def run(self, source: Model, work: Work) -> Done[Model]:
+        from openclaw_opt.models.pruning import parameters_of
+        from openclaw_opt.models.spec import read_facts
+        from openclaw_opt.models.store import save_model
+        from openclaw_opt.models.training import Pair, train
+
+        facts = read_facts(source)
+        teacher, student = self._models(source, facts, work)
+        before, layers = parameters_of(teacher), self._pairs(student, teacher)
+        data, setup = self._sequences(source, facts, work), self._setup(work)
+        rounded = self._put_quantizers(student)
+        made = train(Pair(student, teacher, layers), data, setup, work.kept, work.progress)
+        after = parameters_of(student)
+        said = _sentence(made, setup, data)
+        noted = facts.model_copy(update={"notes": (*facts.notes, said), "decoder": student.spec})
+        details = _details(made, setup, data) | {
+            "parameters": after,
+            "parameters_before": before,
+            "student_layers": list(self.student.chosen(len(teacher.layers))) if self.student else None,
+            "matched_layers": list(layers) if self.hidden else None,
+            "fake_quantized": rounded,
+        }
+        model = save_model(student, noted, work.folder, source.assets)
+        return Done(model, changed=said, count=made.progress.step, details=details)
+
+    def _models(self, source: Model, facts: ModelFacts, work: Work) -> tuple[Decoder, Decoder]:
+        """The teacher and the student before training."""
+        import torch
+
+        from openclaw_opt.models.decoder import Decoder
+        from openclaw_opt.models.store import open_model
+        from openclaw_opt.models.student import student_of
+        from openclaw_opt.models.weights import decoder_from_checkpoint
+
+        if facts.quant:
+            name = next(iter(facts.quant))
+            raise RecipeError("quantized weights cannot be trained", where=name, fix="put distill before quantize")
+        teacher = decoder_from_checkpoint(work.checkpoint, torch.float32)
+        if self.student is not None:
+            return teacher, student_of(teacher, self.student.chosen(len(teacher.layers)))
+        student = open_model(source)
+        assert isinstance(student, Decoder), "check refuses models without a decoder's spec"
+        if student.spec.vocab != teacher.spec.vocab:
+            raise RecipeError(
+                f"the student has {student.spec.vocab} tokens, the teacher {teacher.spec.vocab}: logits cannot be compared",
+                where="distill",
+                fix="put distill before what changes the vocabulary",
+            )
+        return teacher, student
+
+    def _pairs(self, student: Decoder, teacher: Decoder) -> tuple[int, ...]:
+        """For each layer of the student the teacher's that it is compared with. RecipeError where sizes differ."""
+        if self.hidden and student.spec.hidden != teacher.spec.hidden:
+            raise RecipeError(
+                f"hidden states of {student.spec.hidden} and {teacher.spec.hidden} elements cannot be compared",
+                where="distill.hidden",
+                fix="leave it out",
+            )
+        if self.student is not None:
+            return self.student.chosen(len(teacher.layers))
+        return matched(len(student.layers), len(teacher.layers))
+
+    def _put_quantizers(self, student: Decoder) -> list[str]:
+        from openclaw_opt.models.student import put_fake_quantizers
+
+        fake = self.fake_quantize
+        if fake is None:
+            return []
+        try:
+            return put_fake_quantizers(student, KINDS[fake.format], fake.block_size(), fake.keep)
+        except ValueError as error:
+            raise RecipeError(str(error), where="distill.fake_quantize", fix="a smaller block, or keep") from error
+
+    def _sequences(self, source: Model, facts: ModelFacts, work: Work) -> Sequences:
+        import torch
+
+        from openclaw_opt.models.calibrate import load_calibration
+        from openclaw_opt.models.training import Sequences
+
+        assert work.calibration is not None, "check refuses a recipe without"
+        calibration = load_calibration(work.calibration, facts, source, work.data_cache, self.batch_size)
+        known = torch.cat([batch[0] for batch in calibration.batches])
+        held = self._held(len(known))
+        if work.training is None:
+            return Sequences(known[:-held], known[-held:])
+        training = load_calibration(work.training, facts, source, work.data_cache, self.batch_size)
+        return Sequences(torch.cat([batch[0] for batch in training.batches]), known[-held:])
+
+    def _setup(self, work: Work) -> Setup:
+        import torch
+
+        from openclaw_opt.models.training import Setup
+
+        shared = {name: getattr(self, name) for name in Setup.__dataclass_fields__ if name in type(self).model_fields}
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        auto = "bfloat16" if device == "cuda" else "float32"
+        precision = auto if self.precision == "auto" else self.precision
+        changes = {"warmup": int(self.warmup * self.steps), "precision": precision, "device": device, "seed": work.seed}
+        return Setup(**shared | changes)
+
+
+def _differences(fake: FakeQuantize, after: Quantize) -> list[tuple[str, Any, Any, str]]:
+    """(what, in fake_quantize, in quantize, fix) wherever the two would not round to the same values."""
+    plain = PLAIN[fake.format]
+    pairs = [
+        ("format", fake.format, after.format, f"quantize: {{format: {fake.format}}}"),
+        ("block", fake.block_size(), after.block_size(), f"quantize: {{block: {fake.block_size()}}}"),
+        ("algorithm", plain, after.algorithm_for("decoder"), f"quantize: {{algorithm: {plain}}}"),
+        ("calibration", "max", after.calibration, "quantize: {calibration: max}"),
+        ("keep", list(fake.keep), list(after.patterns("decoder")), "the same keep in both"),
+    ]
+    return [one for one in pairs if one[1] != one[2]][:1]
+
+
+def _sentence(made: Trained, setup: Setup, data: Sequences) -> str:
+    known = made.progress
+    first, tokens = (
+        known.curve[0]["held_back"],
+        known.step * setup.batch_size * setup.accumulate * data.training.shape[1],
+    )
+    ended = f", stopped early at {known.step}" if made.stopped == "patience" else ""
+    return (
+        f"trained {known.step} steps ({tokens:,} tokens): loss on held-back data {first:.4g} → {known.best_loss:.4g} "
+        f"at step {known.best_step}{ended}"
+    )
+
+
+def _details(made: Trained, setup: Setup, data: Sequences) -> dict[str, Any]:
+    known = made.progress
+    tokens = known.step * setup.batch_size * setup.accumulate * data.training.shape[1]
+    return {
+        "curve": known.curve,
+        "best_step": known.best_step,
+        "stopped": made.stopped,
+        "resumed_at": known.resumed,
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / known.seconds, 1) if known.seconds else None,
+        "sequences": {"training": len(data.training), "held_back": len(data.held_back)},
+        "zeros_kept": made.zeros,
+        "precision": setup.precision,
+        "device": setup.device,
+    }
