@@ -64,6 +64,7 @@ def from_torch(folder: Path) -> Result:
     return scored(open_eager(checkpoint()), folder)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_scores_what_lm_evals_own_model_gives_it(
     folder: Path, from_torch: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_genai_opens_only_its_own_folders(tmp_path: Path) -> None:
         GenaiDecoder(tmp_path, CONTEXT)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_context_is_counted(folder: Path, from_torch: Result) -> None:
     assert from_torch.truncated == 0
     with open_eager(checkpoint()) as session:
@@ -217,6 +219,7 @@ def test_a_recipe_is_judged_by_tasks(built: tuple[Path, Report]) -> None:
     assert "python_next_line acc_norm" in page
 
 
+@pytest.mark.slow
 def test_the_environment_is_as_before(folder: Path) -> None:
     before, here = dict(os.environ), Path.cwd()
     with open_eager(checkpoint()) as session:

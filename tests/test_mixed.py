@@ -105,6 +105,7 @@ def corrected(allowed: float, curve: Callable[[float], float], most: int = 12) -
     return correct(lambda a: choose(LOSSES, COSTS, a), measure, 0.0, highest, most), measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curve", [lambda x: x, lambda x: 3 * x, lambda x: x**1.3, lambda x: x / 2 + x * x])
 def test_the_correction_finds_the_cheapest_choice_that_keeps_the_rule(curve: Callable[[float], float]) -> None:
     rounds, measured = corrected(0.05, curve)
