@@ -61,17 +61,23 @@ class BaselineRecord(Facts):
     """Its metrics with their options: under what its numbers were taken."""
 
 
-class EarlierBuild(Facts):
-    """A build of a history, with the numbers of it that may be compared with this build's."""
+class BuildLine(Facts):
+    """Which build it was, in a line."""
 
     name: str
     """The recipe's name."""
     label: str = ""
+    """What CI calls the build, e.g. a commit."""
     started: str
     """UTC, ISO 8601."""
     verdict: str
     target: str
     machine: str
+
+
+class EarlierBuild(BuildLine):
+    """A build of a history, with the numbers of it that may be compared with this build's."""
+
     measurements: tuple[Measurement, ...] = ()
 
 

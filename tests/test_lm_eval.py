@@ -198,6 +198,37 @@ def test_code_in_a_task_file_runs_only_when_asked(tmp_path: Path) -> None:
     check_tasks(("own",), tmp_path, code=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("task: own\n  bad: [\n", "task 'own': own.yaml:2 is no YAML: mapping values are not allowed here"),
+        (
+            "task: own\ndataset_kwargs: {data_files: {test: [there.jsonl, nowhere.jsonl]}}\n",
+            "task 'own': own.yaml reads 'nowhere.jsonl', which is not in the folder",
+        ),
+        ("- task: own\ntask: own\n", "task 'own': own.yaml:2 is no YAML: expected <block end>, but found '?'"),
+    ],
+)
+def test_a_task_file_is_read_before_any_work(tmp_path: Path, text: str, what: str) -> None:
+    (tmp_path / "there.jsonl").write_text("{}\n")
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        check_tasks(("own",), tmp_path, code=False)
+    assert caught.value.what == what
+
+
+@pytest.mark.slow
+def test_a_question_without_its_column_is_the_users_mistake(folder: Path, tmp_path: Path) -> None:
+    task = (folder / "python_next_line.yaml").read_text().replace("{{before}}", "{{befor}}")
+    (tmp_path / "own.yaml").write_text(task.replace("task: python_next_line", "task: own"))
+    shutil.copy(folder / "python_next_line.jsonl", tmp_path)
+    with (
+        open_eager(checkpoint()) as session,
+        pytest.raises(RecipeError, match="could not run own: 'befor' is undefined"),
+    ):
+        evaluate(session, TINY, CONTEXT, ("own",), task_folder=tmp_path, limit=1)
+
+
 def test_the_folders_content_is_part_of_what_is_measured(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("task: own\n")
     first = LmEval(tasks=("own",), folder=str(tmp_path))

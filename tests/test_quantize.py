@@ -29,11 +29,10 @@ from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import ALGORITHMS, PLAIN, Quantize, linear_sizes
 from openclaw_opt.records import LayerRecord
 from openclaw_opt.targets import TARGETS
+from tests.passes_alone import CPU, TEXT, Alone, silent
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
-CPU = replace(TARGETS["l4"], name="host", title="a CPU", compute=(0, 0), backend="onnxruntime", peak={})
-TEXT = Source.model_construct(split="calibration", samples=16, length=64, seed=0)
 PAIRS = [(fmt, algorithm) for fmt, algorithms in ALGORITHMS.items() for algorithm in algorithms]
 
 
@@ -42,27 +41,15 @@ def tokens(samples: int = 16, length: int = 64) -> Calibration:
     return decoder_calibration(ids, 8, "of the test")
 
 
-def silent(part: float, text: str) -> None:
-    assert 0 <= part <= 1
-    assert text
-
-
 class Runner:
-    """A checkpoint in our layout, loaded once, and quantize passes run on it."""
+    """Quantize passes on a tiny checkpoint."""
 
     def __init__(self, folder: Path, family: str, **changes: Any) -> None:
-        self.folder, self.count = folder, 0
-        self.checkpoint = open_tiny(write_checkpoint(folder / "checkpoint", family, **changes))
-        self.model, _, _ = load_model(self.checkpoint, folder / "model")
+        self.alone = Alone(folder, family, **changes)
+        self.folder, self.checkpoint, self.model = folder, self.alone.checkpoint, self.alone.model
 
     def __call__(self, batches: Calibration | None, model: Model | None = None, **options: Any) -> Done[Model]:
-        self.count += 1
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(calibrate, "load_calibration", lambda *_: batches)
-            source = None if batches is None else TEXT
-            out, cache = self.folder / f"out{self.count}", self.folder / "cache"
-            work = Work(out, self.checkpoint, CPU, "onnxruntime", source, cache, progress=silent)
-            return Quantize(**options).run(model or self.model, work)
+        return self.alone(Quantize(**options), model, batches)
 
 
 @pytest.fixture(scope="module")

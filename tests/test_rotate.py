@@ -16,7 +16,8 @@ from openclaw_opt.passes import View, Work
 from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.passes.rotate import Rotate, why_not
 from openclaw_opt.verify import compare, make_probe
-from tests.test_quantize import CPU, TEXT, Runner, logits, silent, tokens, with_outliers
+from tests.passes_alone import CPU, TEXT, silent
+from tests.test_quantize import Runner, logits, tokens, with_outliers
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
 

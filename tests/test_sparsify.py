@@ -20,61 +20,37 @@ from openclaw_opt.backends import trt_sparsity
 from openclaw_opt.cli import app
 from openclaw_opt.data import Source
 from openclaw_opt.errors import RecipeError, VerificationError
-from openclaw_opt.models import calibrate, quantizing, sparsifying
+from openclaw_opt.models import quantizing, sparsifying
 from openclaw_opt.models.calibrate import Calibration
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.export import export_graph
 from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.linear import QuantLayer
-from openclaw_opt.models.load import load_model
 from openclaw_opt.models.spec import read_facts
 from openclaw_opt.models.store import open_model
 from openclaw_opt.numerics.sparsity import is_two_of_four, zeros_share
-from openclaw_opt.passes import Done, View, Work
+from openclaw_opt.passes import View
 from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.passes.rotate import Rotate
 from openclaw_opt.passes.sparsify import Sparsify
 from openclaw_opt.records import LayerRecord
 from openclaw_opt.targets import TARGETS
-from tests.test_quantize import CPU, PAIRS, TEXT, tokens
+from tests.passes_alone import CPU, TEXT, Alone, silent
+from tests.test_quantize import PAIRS, tokens
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
 IMAGES = type("Pictures", (Source,), {"kind": "images"}).model_construct(split="a", samples=1, length=1)
 
 
-def silent(part: float, text: str) -> None:
-    assert 0 <= part <= 1
-    assert text
-
-
-class Runner:
-    """A checkpoint in our layout, and passes run on what came before."""
-
-    def __init__(self, folder: Path, family: str, **changes: Any) -> None:
-        self.folder, self.count = folder, 0
-        self.checkpoint = open_tiny(write_checkpoint(folder / "checkpoint", family, **changes))
-        self.model, _, _ = load_model(self.checkpoint, folder / "model")
-
-    def __call__(self, part: Any, model: Model | None = None, batches: Calibration | None = None) -> Done[Model]:
-        self.count += 1
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(calibrate, "load_calibration", lambda *_: batches)
-            source = None if batches is None else TEXT
-            out, cache = self.folder / f"out{self.count}", self.folder / "cache"
-            work = Work(out, self.checkpoint, CPU, "onnxruntime", source, cache, progress=silent)
-            made: Done[Model] = part.run(model or self.model, work)
-            return made
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("llama"), "llama")
-
-
-@pytest.fixture(scope="module")
-def sparse(llama: Runner) -> Model:
+def sparse(llama: Alone) -> Model:
     """The tiny Llama, 2:4 by SparseGPT."""
     return llama(Sparsify(pattern="2:4"), batches=tokens()).artifact
 
@@ -89,7 +65,7 @@ def weights(model: Model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 @pytest.mark.parametrize("pattern", ["2:4", "unstructured"])
-def test_each_pattern_and_method(llama: Runner, pattern: Any, method: Any) -> None:
+def test_each_pattern_and_method(llama: Alone, pattern: Any, method: Any) -> None:
     done = llama(Sparsify(pattern=pattern, method=method), batches=tokens())
     facts = read_facts(done.artifact)
     before, after = weights(llama.model), weights(done.artifact)
@@ -115,7 +91,7 @@ def test_each_pattern_and_method(llama: Runner, pattern: Any, method: Any) -> No
             assert row.output_sqnr_db > row.plain_output_sqnr_db
 
 
-def test_a_layers_output_error_is_that_of_its_outputs(llama: Runner) -> None:
+def test_a_layers_output_error_is_that_of_its_outputs(llama: Alone) -> None:
     """The first layer sees unchanged inputs, so its row can be had by running both weights on them."""
     from openclaw_opt.models.calibrate import run_batches, watched
     from openclaw_opt.numerics.quantization import SqnrMeter
@@ -130,7 +106,7 @@ def test_a_layers_output_error_is_that_of_its_outputs(llama: Runner) -> None:
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_every_family_keeps_its_pattern_and_opens_again(family: str, tmp_path: Path) -> None:
-    runner = Runner(tmp_path, family)
+    runner = Alone(tmp_path, family)
     done = runner(Sparsify(pattern="2:4", keep=("layers.0.*",)), batches=tokens(8, 32))
     facts = read_facts(done.artifact)
     assert "head" in facts.sparse
@@ -149,18 +125,18 @@ def test_an_encoder_and_a_vision_model(tmp_path: Path) -> None:
 
     ids = torch.randint(3, 256, (8, 16), generator=torch.Generator().manual_seed(1))
     sentences = Calibration(sentence_batches(ids, torch.ones_like(ids), 4), 8, 128)
-    bert = Runner(tmp_path / "bert", "bert")
+    bert = Alone(tmp_path / "bert", "bert")
     done = bert(Sparsify(pattern="2:4", method="wanda"), batches=sentences)
     assert done.details["unreached"] == []
     assert set(read_facts(done.artifact).sparse) == set(weights(bert.model))
     images = Calibration(((torch.randn(4, 3, 16, 16),),), 4, 0)
-    vit = Runner(tmp_path / "vit", "vit")
+    vit = Alone(tmp_path / "vit", "vit")
     facts = read_facts(vit(Sparsify(pattern="2:4"), batches=images).artifact)
     assert facts.sparse
     assert not any("classifier" in name for name in facts.sparse)
 
 
-def test_magnitude_needs_no_data(llama: Runner) -> None:
+def test_magnitude_needs_no_data(llama: Alone) -> None:
     done = llama(Sparsify(pattern="unstructured", ratio=0.25, method="magnitude"))
     assert all(row["output_sqnr_db"] is None for row in done.details["layers"])
     assert all(share == pytest.approx(0.25, abs=1e-3) for share in done.details["zeros"].values())
@@ -170,7 +146,7 @@ def test_magnitude_needs_no_data(llama: Runner) -> None:
 
 
 @pytest.mark.parametrize(("fmt", "algorithm"), PAIRS)
-def test_quantizing_keeps_every_zero(llama: Runner, sparse: Model, fmt: Any, algorithm: Any) -> None:
+def test_quantizing_keeps_every_zero(llama: Alone, sparse: Model, fmt: Any, algorithm: Any) -> None:
     done = llama(Quantize(format=fmt, algorithm=algorithm), sparse, tokens())
     before, module = weights(sparse), open_model(done.artifact)
     facts = read_facts(done.artifact)
@@ -182,14 +158,14 @@ def test_quantizing_keeps_every_zero(llama: Runner, sparse: Model, fmt: Any, alg
         assert is_two_of_four(layer.weight_values(torch.float32))
 
 
-def test_gptq_that_fills_zeros_is_caught(llama: Runner, sparse: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gptq_that_fills_zeros_is_caught(llama: Alone, sparse: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     real = quantizing.refined
     monkeypatch.setattr(quantizing, "refined", lambda *arguments: real(*arguments[:5]))
     with pytest.raises(VerificationError, match=r"layers\.0\.qkv: \d+ of 4096 zeros are lost by rounding"):
         llama(Quantize(format="int4", algorithm="gptq"), sparse, tokens())
 
 
-def test_the_graph_holds_them_and_says_so(llama: Runner, sparse: Model, tmp_path: Path) -> None:
+def test_the_graph_holds_them_and_says_so(llama: Alone, sparse: Model, tmp_path: Path) -> None:
     quantized = llama(Quantize(format="int8", algorithm="max", keep=("layers.1.*", "head")), sparse, tokens()).artifact
     graph = export_graph(quantized, tmp_path / "graph", dtype="float16")
     assert graph.facts.sparse == read_facts(sparse).sparse
@@ -202,7 +178,7 @@ def test_the_graph_holds_them_and_says_so(llama: Runner, sparse: Model, tmp_path
         assert is_two_of_four(torch.from_numpy(np.ascontiguousarray(held.T)))
 
 
-def test_a_pattern_that_is_not_there_is_caught(llama: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_that_is_not_there_is_caught(llama: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(weight: torch.Tensor, ratio: float | None) -> Any:
         return sparsifying.Sparse(weight, weight != 0)
 
@@ -211,8 +187,8 @@ def test_a_pattern_that_is_not_there_is_caught(llama: Runner, monkeypatch: pytes
         llama(Sparsify(pattern="2:4", method="magnitude"))
 
 
-def test_nan_is_named(llama: Runner, tmp_path: Path) -> None:
-    spoiled = Runner(tmp_path, "llama")
+def test_nan_is_named(llama: Alone, tmp_path: Path) -> None:
+    spoiled = Alone(tmp_path, "llama")
     module = open_model(spoiled.model)
     module.get_submodule("layers.1.o").weight[3, 3] = float("nan")  # type: ignore[index, operator]
     from openclaw_opt.models.store import save_model
@@ -315,7 +291,7 @@ def complaints(part: Any, spec: Any, **changes: Any) -> list[tuple[str, str, str
 
 
 @pytest.fixture(scope="module")
-def spec(llama: Runner) -> Any:
+def spec(llama: Alone) -> Any:
     return read_facts(llama.model).spec
 
 
@@ -370,7 +346,7 @@ def test_convolutions_are_refused_by_name(tmp_path: Path) -> None:
     assert found == [("sparsify takes linear layers, resnet has convolutions", "", "take sparsify out")]
 
 
-def test_quantized_models_and_pruned_sizes_are_refused_by_run_too(llama: Runner) -> None:
+def test_quantized_models_and_pruned_sizes_are_refused_by_run_too(llama: Alone) -> None:
     quantized = llama(Quantize(format="int8", algorithm="max"), batches=tokens()).artifact
     with pytest.raises(RecipeError, match=r"layers\.0\.qkv: quantized weights cannot be made sparse"):
         llama(SPARSE, quantized, tokens())

@@ -66,6 +66,7 @@ def evaluate(
     own = set(tasks) <= set(named_in(task_folder))
     with _quiet(offline=own):
         import lm_eval
+        from jinja2 import TemplateError
         from lm_eval.tasks import TaskManager
 
         from openclaw_opt.harness.adapter import SessionModel
@@ -83,7 +84,7 @@ def evaluate(
                     log_samples=True,
                     bootstrap_iters=0,
                 )
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TemplateError) as error:
                 raise RecipeError(f"lm-eval could not run {', '.join(tasks)}: {error}") from error
     return Result(tuple(_scores(found)), model.truncated)
 

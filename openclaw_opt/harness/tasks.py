@@ -9,7 +9,11 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator
+from glob import has_magic
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from openclaw_opt.errors import MachineError, RecipeError, nearest
 
@@ -26,7 +30,8 @@ def missing() -> MachineError | None:
 
 
 def check_tasks(tasks: tuple[str, ...], folder: Path | None, *, code: bool) -> None:
-    """Raises RecipeError for a name that nothing defines, twice the same, or code that was not asked for."""
+    """Raises RecipeError for a name that nothing defines, twice the same, a file that cannot be read, data that is not there, or
+    code that was not asked for."""
     if not tasks:
         raise RecipeError("lm-eval needs at least one task", fix="tasks: [python_next_line]")
     twice = sorted({one for one in tasks if tasks.count(one) > 1})
@@ -34,15 +39,52 @@ def check_tasks(tasks: tuple[str, ...], folder: Path | None, *, code: bool) -> N
         raise RecipeError(f"task {twice[0]!r} is named twice")
     own = named_in(folder) if folder is not None else {}
     for name in tasks:
-        if name in own and not code and _CODE.search(own[name].read_text(encoding="utf-8")):
-            raise RecipeError(
-                f"task {name!r} runs Python code ({own[name].name}: !function)", fix="code: true, if you trust it"
-            )
-        if name not in own and not _in_lm_eval(name):
-            known = own or named_in(_installed()) if _installed() is not None else own
-            raise RecipeError(
-                f"no lm-eval task is called {name!r}", fix=nearest(name, known) if known else "name its `folder`"
-            )
+        if name in own and folder is not None:
+            _check_own(name, own[name], folder, code=code)
+        elif not _in_lm_eval(name):
+            known = own or named_in(_installed())
+            fix = nearest(name, known) if known else "name its `folder`"
+            raise RecipeError(f"no lm-eval task is called {name!r}", fix=fix)
+
+
+def _check_own(name: str, file: Path, folder: Path, *, code: bool) -> None:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if _CODE.search(text) and not code:
+        raise RecipeError(f"task {name!r} runs Python code ({file.name}: !function)", fix="code: true, if you trust it")
+    try:
+        options = yaml.load(text, _Tagged)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
+        raise RecipeError(f"task {name!r}: {file.name}:{line} is no YAML: {error.problem}") from error
+    if not isinstance(options, dict):
+        raise RecipeError(f"task {name!r}: {file.name} holds no mapping")
+    absent = [one for one in _local_files(options) if not (folder / one).is_file()]
+    if absent:
+        raise RecipeError(
+            f"task {name!r}: {file.name} reads {absent[0]!r}, which is not in the folder",
+            fix="data_files count from the folder that the recipe names",
+        )
+
+
+class _Tagged(yaml.SafeLoader):
+    """YAML whose tags (`!function`) name things that are not looked at here."""
+
+
+_Tagged.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _local_files(options: dict[str, Any]) -> Iterator[str]:
+    """What `dataset_kwargs: {data_files: …}` names on this disk: not addresses, no patterns."""
+    arguments = options.get("dataset_kwargs")
+    waiting = [arguments.get("data_files")] if isinstance(arguments, dict) else []
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+        elif isinstance(one, str) and "://" not in one and not has_magic(one):
+            yield one
 
 
 def named_in(folder: Path | None) -> dict[str, Path]:

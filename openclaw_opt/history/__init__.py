@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from openclaw_opt.artifacts import Facts
 from openclaw_opt.errors import MachineError, RecipeError
-from openclaw_opt.records import Report
+from openclaw_opt.records import BuildLine, Report
 from openclaw_opt.report import FILE, is_joint, read_report
 from openclaw_opt.report.provenance import machine_line, metrics_in
 from openclaw_opt.report.views import BOUND, REFERENCE
@@ -37,19 +37,10 @@ class Level(Facts):
     better: str = "neither"
 
 
-class Entry(Facts):
-    """One build."""
+class Entry(BuildLine):
+    """One build, with what its numbers depend on."""
 
     schema_version: int = SCHEMA
-    name: str
-    """The recipe's name."""
-    label: str = ""
-    """What CI calls the build, e.g. a commit."""
-    started: str
-    """UTC, ISO 8601."""
-    verdict: str
-    target: str
-    machine: str
     model: str
     """Digest of the checkpoint's weight files."""
     data: str

@@ -21,6 +21,7 @@ from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear, rep
 from openclaw_opt.models.modelopt import calibrated, dead_note, layer_of, prove_equal
 from openclaw_opt.models.plain import plain_parts
 from openclaw_opt.models.refining import refined
+from openclaw_opt.models.rewritten import Rewritten
 from openclaw_opt.models.schemes import Algorithm, Ranges, Scheme
 from openclaw_opt.models.spec import ModelFacts
 from openclaw_opt.models.store import open_model, save_model
@@ -86,16 +87,6 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """What was made, in words and in numbers; `details` is JSON for the report."""
-
-    model: Model
-    sentence: str
-    count: int
-    details: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Input:
     """A model folder, its facts, and data to calibrate on (None where the algorithm needs none)."""
 
@@ -118,7 +109,7 @@ class Converted:
     """Largest difference from nvidia-modelopt's layers."""
 
 
-def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progress: Progress) -> Quantized:
+def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progress: Progress) -> Rewritten:
     """Do the job; the new model is in `folder`.
 
     Raises:
@@ -140,7 +131,7 @@ def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progre
         "largest_difference_from_modelopt": made.proven,
     }
     saved = save_model(module, noted, folder, source.model.assets)
-    return Quantized(saved, sentence, len(made.layers), details)
+    return Rewritten(saved, sentence, len(made.layers), details)
 
 
 def converted(source: Input, job: Job, choose: Choose, progress: Progress) -> Converted:

@@ -20,6 +20,7 @@ from openclaw_opt.errors import RecipeError, VerificationError
 from openclaw_opt.models.calibrate import Calibration, Progress
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.layerwise import each_gram
+from openclaw_opt.models.rewritten import Rewritten
 from openclaw_opt.models.spec import ModelFacts
 from openclaw_opt.models.store import open_model, save_model
 from openclaw_opt.models.survey import refuse_broken_weights, survey
@@ -50,16 +51,6 @@ class Job:
         return f"{self.pattern}{share} ({self.method})"
 
 
-@dataclass(frozen=True)
-class Sparsified:
-    """What was made, in words and in numbers; `details` is JSON for the report."""
-
-    model: Model
-    sentence: str
-    count: int
-    details: dict[str, Any]
-
-
 @dataclass
 class _Done:
     """What becomes of the layers while inputs stream through."""
@@ -77,7 +68,7 @@ def sparsify_model(
     job: Job,
     choose: Choose,
     progress: Progress,
-) -> Sparsified:
+) -> Rewritten:
     """Do the job; the new model is in `folder`.
 
     Raises:
@@ -115,7 +106,7 @@ def sparsify_model(
         "parameters": sum(value.numel() for value in module.parameters()),
     }
     changes = {"notes": (*facts.notes, sentence), "sparse": {**facts.sparse, **done.zeros}}
-    return Sparsified(
+    return Rewritten(
         save_model(module, facts.model_copy(update=changes), folder, source.assets), sentence, done.count, details
     )
 

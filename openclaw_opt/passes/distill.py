@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from openclaw_opt.artifacts import Model
-from openclaw_opt.errors import RecipeError, nearest
+from openclaw_opt.errors import RecipeError
 from openclaw_opt.formats import FORMATS
 from openclaw_opt.numerics.spacing import evenly, matched
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
@@ -117,7 +117,19 @@ class Distill(Pass):
             return [Complaint(f"distill takes decoders, {view.spec.architecture} is a model for {view.spec.task}")]
         if any(earlier.word == "quantize" for earlier in view.earlier):
             return [Complaint("quantized weights cannot be trained", fix="put distill before quantize")]
-        return [*self._data(view), *self._start(view), *self._student(view.spec), *self._rounding(view)]
+        return [
+            *self._options(),
+            *self._data(view),
+            *self._start(view),
+            *self._student(view.spec),
+            *self._rounding(view),
+        ]
+
+    def _options(self) -> list[Complaint]:
+        if self.cross_entropy < 1 or self.temperature == 1:
+            return []
+        what = "temperature has no effect: cross_entropy 1 leaves no share of the loss to the teacher's distributions"
+        return [Complaint(what, "temperature", "leave it out, or lower cross_entropy")]
 
     def _data(self, view: View) -> list[Complaint]:
         if view.calibration is None:
@@ -160,7 +172,7 @@ class Distill(Pass):
 
     def _rounding(self, view: View) -> list[Complaint]:
         """The fake-quantizers against the `quantize` that must follow."""
-        from openclaw_opt.passes.quantize import BLOCKS, Quantize
+        from openclaw_opt.passes.quantize import Quantize
 
         fake = self.fake_quantize
         if fake is None:
@@ -171,18 +183,11 @@ class Distill(Pass):
         if after is None:
             wanted = f"quantize: {{format: {fake.format}, algorithm: {PLAIN[fake.format]}}}"
             return [Complaint("fake_quantize without a quantize after it", "fake_quantize", f"add {wanted}")]
-        found = [
+        # Whether a runtime has such blocks and they divide the layers is what quantize's own check says.
+        return [
             Complaint(f"fake_quantize has {name} {ours}, the quantize after it {theirs}", "fake_quantize", fix)
             for name, ours, theirs, fix in _differences(fake, after)
         ]
-        block = fake.block_size()
-        if found or block is None or any(one.word == "prune" for one in view.earlier):
-            return found
-        if block not in BLOCKS:
-            return [
-                Complaint(f"no runtime has blocks of {block}", "fake_quantize", nearest(str(block), map(str, BLOCKS)))
-            ]
-        return []  # that blocks divide the layers is what quantize's own check says
 
     def _held(self, samples: int) -> int:
         return max(1, round(samples * self.held_back))
