@@ -49,7 +49,7 @@ class Runner:
         self.folder, self.checkpoint, self.model = folder, self.alone.checkpoint, self.alone.model
 
     def __call__(self, batches: Calibration | None, model: Model | None = None, **options: Any) -> Done[Model]:
-        return self.alone(Quantize(**options), model, batches)
+        return self.alone(Quantize(**options), model or self.model, batches)
 
 
 @pytest.fixture(scope="module")
