@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from openclaw_opt.artifacts import Checkpoint
 from openclaw_opt.data import Source, parse_source
@@ -26,7 +27,7 @@ from openclaw_opt.passes import Pass
 from openclaw_opt.recipe_budgets import budget_of, choice_of, preset_budgets
 from openclaw_opt.recipe_changes import Change, apply, override
 from openclaw_opt.recipe_grammar import PRESET, Budget, BudgetChoice, Grammar, TargetChoice
-from openclaw_opt.recipe_mistakes import keys_at, lower_first, meaning_of, union_member, unique
+from openclaw_opt.recipe_mistakes import Place, lower_first, meaning_of, told, unique, wanted
 from openclaw_opt.recipe_model import resolve_model
 from openclaw_opt.recipe_yaml import Located, Path_, read_located
 from openclaw_opt.targets import Target, not_one_job, target_named, target_names
@@ -301,35 +302,36 @@ class _Reader:
             context = {"folder": self._folder_of((*path, "folder"))}
             return cls.model_validate_json(json.dumps(value), context=context)
         except ValidationError as error:
-            for one in error.errors():
-                # What fits no member of a union is explained by the reader of that section, once and better.
-                if not any(union_member(part) for part in one["loc"]):
-                    self._explain(cls, one, path)
+            for one, at in told(cls, error.errors()):
+                # At the top level, what fits no kind is explained by the reader of that section, once and better.
+                if at.choice is None or cls is not Grammar:
+                    self._explain(one, at, path)
         except RecipeError as error:
             self._add(error.what, path, error.fix)
         except (TypeError, ValueError) as error:
             self._add(f"cannot be read: {error}", path)
         return None
 
-    def _explain(self, cls: type[BaseModel], one: Any, path: Path_) -> None:
+    def _explain(self, one: ErrorDetails, at: Place, path: Path_) -> None:
         """One pydantic error as a sentence with place, value and what would be legal."""
-        loc = tuple(part for part in one["loc"] if not union_member(part))
-        kind, got = one["type"], one.get("input")
-        legal = keys_at(cls, loc[:-1])
+        kind, got, whole = one["type"], one.get("input"), (*path, *at.keys)
+        name = ".".join(str(part) for part in at.keys)
+        last = str(at.keys[-1]) if at.keys else ""
         if kind == "extra_forbidden":
-            self._add(f"unknown key {loc[-1]!r}", (*path, *loc), nearest(str(loc[-1]), legal))
+            self._add(f"unknown key {last!r}", whole, nearest(last, at.legal))
         elif kind == "missing":
-            self._add(f"key {loc[-1]!r} is missing", (*path, *loc[:-1]), meaning_of(cls, str(loc[-1])))
+            self._add(f"key {last!r} is missing", whole[:-1], meaning_of(at.owner, last))
         elif kind == "literal_error":
             words = re.findall(r"'([^']+)'", one["ctx"]["expected"])
-            self._add(f"{loc[-1]}: {got!r} is not legal", (*path, *loc), nearest(str(got), words))
+            self._add(f"{last}: {got!r} is not legal", whole, nearest(str(got), words))
+        elif kind == "kinds":
+            self._add(f"{name}: {got!r} is not legal", whole, f"legal: {wanted(at.owner, last)}")
         elif kind == "value_error" and isinstance(one["ctx"].get("error"), OptError):
             inner = one["ctx"]["error"]
-            self._add(inner.what, (*path, *loc), inner.fix)
+            self._add(inner.what, whole, inner.fix)
         else:
-            name = ".".join(str(part) for part in loc)
             said = lower_first(one["msg"]).replace("a valid array", "a list").replace("an object", "a mapping")
-            self._add(f"{name + ': ' if name else ''}{said}; got {got!r}", (*path, *loc))
+            self._add(f"{name + ': ' if name else ''}{said}; got {got!r}", whole)
 
     def _add(self, what: str, path: Path_, fix: str = "") -> None:
         self.mistakes.append(RecipeError(what, where=self.located.place(path) or str(self.file), fix=fix))

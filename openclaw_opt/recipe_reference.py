@@ -25,13 +25,12 @@ from openclaw_opt.passes import Pass
 from openclaw_opt.passes.quantize import ALGORITHMS
 from openclaw_opt.presets import PRESETS
 from openclaw_opt.recipe_grammar import BudgetChoice, DataSection, Grammar, TargetChoice
+from openclaw_opt.schema_words import words_of
 from openclaw_opt.targets import HOST, TARGETS, TERA, Target, formats_of
 
 INTERRUPTED = 130
 ORDER = ("load", "prune", "quantize", "export", "fuse", "build")
 """Passes in the order of a pipeline; others follow by name."""
-PLAIN = {"integer": "integer", "number": "number", "string": "text", "boolean": "yes or no", "null": "nothing"}
-BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 HEAD = """\
 # The recipe
@@ -263,40 +262,22 @@ def _options(cls: type[BaseModel], *, inner: bool = True) -> list[str]:
     schema = described(cls).model_json_schema()
     required = schema.get("required", [])
     rows = [
-        [f"`{name}`", _type(field), "required" if name in required else _default(field), field.get("description", "")]
+        [
+            f"`{name}`",
+            words_of(field),
+            "required" if name in required else _default(field),
+            field.get("description", ""),
+        ]
         for name, field in schema["properties"].items()
     ]
     for name, mapping in (nested(cls) if inner else {}).items():
         fields = described(mapping).model_json_schema()["properties"]
         at = next(i for i, row in enumerate(rows) if row[0] == f"`{name}`") + 1
         rows[at:at] = [
-            [f"`{name}.{one}`", _type(field), _default(field), field.get("description", "")]
+            [f"`{name}.{one}`", words_of(field), _default(field), field.get("description", "")]
             for one, field in fields.items()
         ]
     return _table(["option", "type", "default", "meaning"], rows) if rows else ["It has no options.\n"]
-
-
-def _type(field: dict[str, Any]) -> str:
-    """A JSON Schema as words: legal words, ranges, lists."""
-    if "anyOf" in field:
-        return " or ".join(dict.fromkeys(_type(one) for one in field["anyOf"] if one.get("type") != "null"))
-    if "enum" in field or "const" in field:
-        return ", ".join(f"`{word}`" for word in field.get("enum", [field.get("const")]))
-    if "$ref" in field:
-        return "mapping, below"
-    if field.get("type") == "object":
-        inner = field.get("additionalProperties")
-        return f"mapping to {_type(inner)}" if isinstance(inner, dict) and inner else "mapping"
-    if field.get("type") == "array":
-        return _list_type(field)
-    bounds = [f"{sign} {field[key]:g}" for key, sign in BOUNDS.items() if key in field]
-    return " ".join([PLAIN[field["type"]], ", ".join(bounds)]).strip()
-
-
-def _list_type(field: dict[str, Any]) -> str:
-    if "prefixItems" in field:
-        return f"[{', '.join(_type(one) for one in field['prefixItems'])}]"
-    return f"list of {_type(field['items'])}"
 
 
 def _default(field: dict[str, Any]) -> str:

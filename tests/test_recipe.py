@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from openclaw_opt import recipe_mistakes
 from openclaw_opt.errors import OptError, RecipeError
+from openclaw_opt.metrics import Metric
+from openclaw_opt.parts import part_named, part_names
+from openclaw_opt.passes import Pass
 from openclaw_opt.plan import check_recipe
 from openclaw_opt.recipe import Recipe, load_recipe, resolved_yaml
+from openclaw_opt.recipe_grammar import BudgetChoice
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 Write = Callable[..., Path]
@@ -76,6 +85,12 @@ def test_every_mistake_of_a_file_is_found_in_one_pass(write_recipe: Write) -> No
         (("  - fuse\n", "  - fuse: {context: 4096}\n"), "context 4096 is more than the 64 tokens"),
         (("  - fuse\n", "  - fuse: {accuracy_level: 4}\n"), "`accuracy_level` only changes weight-only formats"),
         (("algorithm: max", "keep: [layers.9.*]"), "layers.9.*"),
+        (("  - quantize:", "  - prune: {vocabulary: some}\n  - quantize:"), "vocabulary: 'some' is not legal | legal: `used` or number > 0, < 1"),
+        (("  - quantize:", "  - prune: {vocabulary: 2.0}\n  - quantize:"), "vocabulary: 2.0 is not legal | legal: `used` or number"),
+        (("  - quantize:", "  - prune: {to: {parametrs: 1}}\n  - quantize:"), "unknown key 'parametrs' | did you mean 'parameters'?"),
+        (("  - quantize:", "  - distill: {student: {layers: x}}\n  - quantize:"), "student.layers: 'x' is not legal | legal: integer or list"),
+        (("  - quantize:", "  - distill: {student: {layers: [a]}}\n  - quantize:"), "student.layers.0: input should be a valid integer; got 'a'"),
+        (('">= 0.5"', '{rule: ">= 0.5", tolerance: [1]}'), "tolerance: [1] is not legal | legal: number or text"),
     ],
 )  # fmt: skip
 def test_one_mistake(write_recipe: Write, change: tuple[str, str], told: str) -> None:
@@ -84,6 +99,34 @@ def test_one_mistake(write_recipe: Write, change: tuple[str, str], told: str) ->
     assert len(found) == 1, found
     assert told in found[0]
     assert found[0].split(":")[0].isdigit(), "the message names the line"
+
+
+@pytest.mark.parametrize("folder", ["passes", "metrics"])
+def test_no_value_of_a_wrong_kind_is_passed_over(folder: str) -> None:
+    base: Any = {"passes": Pass, "metrics": Metric}[folder]
+    classes: list[Any] = [part_named(folder, word, base) for word in part_names(folder)]
+    tried = 0
+    wrong: list[Any] = [{"no such key": 1}, [{}], True, "\u2205", -1, None]
+    for cls, value in itertools.product([*classes, BudgetChoice], wrong):
+        for name in cls.model_fields:
+            errors = [one for one in refusals(cls, {name: value}) if one["type"] != "missing"]
+            places = [place for _, place in recipe_mistakes.told(cls, errors)]
+            assert bool(places) == bool(errors), (cls, name, value)
+            assert all(str(key).isidentifier() or key in (0, "no such key") for place in places for key in place.keys)
+            assert recipe_mistakes.wanted(cls, name)
+            tried += len(places)
+    assert tried > 5 * len(classes)
+
+
+def refusals(cls: Any, value: dict[str, Any]) -> list[Any]:
+    """What pydantic says of it."""
+    try:
+        cls.model_validate_json(json.dumps(value), context={"folder": Path()})
+    except ValidationError as error:
+        return error.errors()
+    except RecipeError:
+        pass
+    return []
 
 
 def test_several_cards_are_one_job_and_each_is_checked(write_recipe: Write, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class FakeQuantize(BaseModel):
     model_config = OPTIONS
 
     format: Literal["int4", "uint4", "int8_weight_only"]
-    """As in `quantize`."""
+    """As in `quantize`, one that rounds weights alone: int4, uint4 or int8_weight_only."""
     block: Count | None = None
     """As in `quantize`. Default: the format's."""
     keep: tuple[str, ...] = ("head",)
