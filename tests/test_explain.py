@@ -80,10 +80,52 @@ def test_pruned_models_remove_less(write_recipe: Write) -> None:
     file = write_recipe(("- quantize: {format: int8, algorithm: max}", "- prune: {ffn: 0.5}"))
     one = missed(0.04, 0.01)
     one = one.model_copy(update={"budgets": (one.budgets[0].model_copy(update={"spent_by": "prune"}),)})
-    assert settings(proposals(one, load_recipe(file))) == [
-        "passes.prune.allocation=sensitivity",
-        "passes.prune.ffn=0.12",
+    trained, *less = settings(proposals(one, load_recipe(file)))
+    assert less == ["passes.prune.allocation=sensitivity", "passes.prune.ffn=0.12"]
+    passes = [part.word for part in load_recipe(file, settings=[trained]).passes]
+    assert passes == ["load", "prune", "distill", "export", "fuse", "build"]
+    distilled = load_recipe(file, settings=[trained])
+    assert trained not in settings(proposals(one, distilled)), "it trains already"
+
+
+AUTO = 'format: auto, candidates: [{format: int4, block: 16}, int8_weight_only], within: {kl.mean: {rule: "<= 0.01", confidence: 0.9}}'
+
+
+def test_a_mix_is_made_stricter_and_then_gets_a_gentler_candidate(write_recipe: Write) -> None:
+    file = write_recipe(("format: int8, algorithm: max", AUTO), ("samples: 8, length", "samples: 16, length"))
+    found = proposals(missed(0.03, 0.02), load_recipe(file))
+    assert settings(found) == [
+        'passes.quantize.within={"kl.mean": {"rule": "<= 0.00666667", "confidence": 0.9}}',
+        'passes.quantize.candidates=[{"format": "int4", "block": 16}, int8_weight_only, fp16]',
     ]
+    assert found[0].why == "evaluation data lost 3 times what calibration data was to lose"
+    assert settings(proposals(missed(0.03, -0.01), load_recipe(file))) == settings(found)[1:], (
+        "nothing is less than nothing"
+    )
+    other = missed(0.03, 0.02).model_copy(update={"measurements": (), "budgets": ()})
+    row = Measurement(name="bits_per_byte.recovery", value=0.97, unit="", better="higher")
+    budget = BudgetRecord(metric=row.name, rule=">= 0.98", got=0.97, result="missed", spent_by="quantize", bound=0.98)
+    other = other.model_copy(update={"measurements": (row,), "budgets": (budget,)})
+    first, *_ = proposals(other, load_recipe(file))
+    within = load_recipe(file, settings=first.settings).passes[1].within  # type: ignore[attr-defined]
+    assert within["bits_per_byte.recovery"] == ">= 0.98"
+    assert within["kl.mean"] == {"rule": "<= 0.01", "confidence": 0.9}, "what it was to keep stays"
+
+
+@pytest.mark.parametrize(("metric", "minimises"), [("size.total_mb", False), ("latency.decode.p50_ms", True)])
+def test_a_mix_that_is_too_large_or_slow_gets_fewer_bits(write_recipe: Write, metric: str, minimises: bool) -> None:
+    auto = "format: auto, candidates: [int8_weight_only, fp16], within: {kl.mean: '<= 0.01'}"
+    file = write_recipe(("format: int8, algorithm: max", auto), ("samples: 8, length", "samples: 16, length"))
+    row = Measurement(name=metric, value=9.0, unit="MB", better="lower")
+    budget = BudgetRecord(metric=metric, rule="<= 1", got=9.0, result="missed", spent_by="", bound=1.0)
+    found = settings(
+        proposals(report().model_copy(update={"measurements": (row,), "budgets": (budget,)}), load_recipe(file))
+    )
+    assert ("passes.quantize.minimise=time" in found) == minimises
+    assert found[-1] == "passes.quantize.candidates=[int8_weight_only, fp16, uint4]"
+    assert legal(
+        proposals(report().model_copy(update={"measurements": (row,), "budgets": (budget,)}), load_recipe(file)), file
+    )
 
 
 def test_zeros_are_made_up_for_then_taken_from_the_worst_layer_then_fewer(write_recipe: Write) -> None:

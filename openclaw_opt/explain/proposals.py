@@ -5,11 +5,14 @@ What a change is expected to do is reasoned, not measured, and says so; `opencla
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from openclaw_opt.artifacts import Measurement
+from openclaw_opt.explain import mixed_formats
 from openclaw_opt.formats import FORMATS
 from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import ALGORITHMS, BLOCKS, PLAIN, Quantize
@@ -61,7 +64,7 @@ def _for(budget: BudgetRecord, report: Report, recipe: Recipe) -> Iterator[Propo
     elif own is not None and is_accuracy(own):
         yield from _more_accurate(budget, own, report, recipe)
     elif own is not None:
-        yield from _smaller(budget, report, recipe)
+        yield from _smaller(budget, own, report, recipe)
 
 
 def _more_evidence(budget: BudgetRecord, own: Measurement | None, recipe: Recipe) -> Iterator[Proposal]:
@@ -103,9 +106,13 @@ def _more_accurate(budget: BudgetRecord, own: Measurement, report: Report, recip
     for part in recipe.passes:
         if part.word not in words:
             continue
-        if isinstance(part, Quantize):
+        if isinstance(part, Quantize) and part.format == "auto":
+            lossless = reference_value(report, budget.metric)
+            yield from _changes(budget, mixed_formats.gentler(budget, lossless, part, recipe))
+        elif isinstance(part, Quantize):
             yield from _gentler_quantize(budget, part, share, report, recipe)
         elif isinstance(part, Prune):
+            yield from _trained(budget, part, recipe)
             yield from _gentler_prune(budget, part, share)
         elif isinstance(part, Sparsify):
             yield from _gentler_zeros(budget, part, share, report)
@@ -122,8 +129,6 @@ def share_to_win_back(budget: BudgetRecord, own: Measurement, report: Report) ->
 def _gentler_quantize(
     budget: BudgetRecord, part: Quantize, share: float, report: Report, recipe: Recipe
 ) -> Iterator[Proposal]:
-    if part.format == "auto":
-        return  # it measures its own choice: what is left to say is `within`, which is the user's
     yield from _other_algorithms(budget, part, report.task)
     block = part.block_size()
     smaller = [size for size in BLOCKS if block is not None and size < block]
@@ -209,6 +214,19 @@ def _gentler_zeros(budget: BudgetRecord, part: Sparsify, share: float, report: R
             yield Proposal(budget.metric, (f"passes.sparsify.ratio={less}",), why, "fewer zeros")
 
 
+def _trained(budget: BudgetRecord, part: Prune, recipe: Recipe) -> Iterator[Proposal]:
+    """The passes of the recipe with `distill` behind this one."""
+    if any(other.word == "distill" for other in recipe.passes):
+        return
+    listed: list[dict[str, Any] | str] = []
+    for one in recipe.passes:
+        listed.append({one.word: one.model_dump(mode="json", exclude_defaults=True)})
+        if one is part:
+            listed.append("distill")
+    why = "what was pruned is trained on the untouched checkpoint's logits; the size stays"
+    yield Proposal(budget.metric, (f"passes={json.dumps(listed)}",), why, "minutes to hours of training")
+
+
 def _gentler_prune(budget: BudgetRecord, part: Prune, share: float) -> Iterator[Proposal]:
     """The same cuts, smaller by the share of the loss that must go; the loss grows at least in step with what is cut."""
     if part.cuts_ffn and part.allocation != "sensitivity":
@@ -229,16 +247,18 @@ def _gentler_prune(budget: BudgetRecord, part: Prune, share: float) -> Iterator[
         )
 
 
-def _smaller(budget: BudgetRecord, report: Report, recipe: Recipe) -> Iterator[Proposal]:
+def _changes(budget: BudgetRecord, changes: Iterable[mixed_formats.Change]) -> Iterator[Proposal]:
+    return (Proposal(budget.metric, (setting,), why, price) for setting, why, price in changes)
+
+
+def _smaller(budget: BudgetRecord, own: Measurement, report: Report, recipe: Recipe) -> Iterator[Proposal]:
     """Fewer bits, then fewer channels: for a size or a time."""
     quantize = next((part for part in recipe.passes if isinstance(part, Quantize)), None)
     prune = next((part for part in recipe.passes if isinstance(part, Prune)), None)
-    rows = [FORMATS[name] for name in formats_of(recipe.target, recipe.backend)]
-    bits = FORMATS[quantize.format].bits_per_weight(quantize.block) if quantize else 16.0
-    for row in sorted((row for row in rows if row.bits_per_weight() < bits), key=lambda row: -row.bits_per_weight()):
-        if quantize:
-            settings = (f"passes.quantize.format={row.name}", "passes.quantize.algorithm=auto", "passes.quantize.block=null")  # fmt: skip
-            yield Proposal(budget.metric, settings, f"{row.title} instead of {quantize.format}", "accuracy")
+    if quantize is not None and quantize.format == "auto":
+        yield from _changes(budget, mixed_formats.smaller(own, quantize, recipe))
+    elif quantize is not None:
+        yield from _fewer_bits(budget, quantize, recipe)
     if quantize is not None and quantize.patterns(report.task):
         yield Proposal(
             budget.metric, ("passes.quantize.keep=[]",), "the layers that are kept float are quantized too", "accuracy"
@@ -248,6 +268,14 @@ def _smaller(budget: BudgetRecord, report: Report, recipe: Recipe) -> Iterator[P
         yield Proposal(
             budget.metric, (f"passes.prune.ffn={more}",), f"removes {more:.0%} of the FFN channels", "accuracy"
         )
+
+
+def _fewer_bits(budget: BudgetRecord, part: Quantize, recipe: Recipe) -> Iterator[Proposal]:
+    bits = FORMATS[part.format].bits_per_weight(part.block)
+    rows = [FORMATS[name] for name in formats_of(recipe.target, recipe.backend)]
+    for row in sorted((row for row in rows if row.bits_per_weight() < bits), key=lambda row: -row.bits_per_weight()):
+        settings = (f"passes.quantize.format={row.name}", "passes.quantize.algorithm=auto", "passes.quantize.block=null")  # fmt: skip
+        yield Proposal(budget.metric, settings, f"{row.title} instead of {part.format}", "accuracy")
 
 
 def _layers(count: int) -> str:
