@@ -24,6 +24,7 @@ from openclaw_opt.data import parse_source
 from openclaw_opt.errors import BudgetMissed, RecipeError
 from openclaw_opt.graph import to_onnxruntime, to_tensorrt
 from openclaw_opt.metrics.roofline import _bytes as constant_bytes
+from openclaw_opt.metrics.roofline import layer_seconds
 from openclaw_opt.models.calibrate import decoder_calibration
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.export import export_graph
@@ -519,3 +520,49 @@ def test_sensitivities_are_those_of_modelopts_auto_quantize(tiny_model: Model, t
     assert scores.keys() == ours.keys()
     for name, score in scores.items():
         assert ours[name]["int4"] == pytest.approx(score / data.tokens, rel=2e-3), name
+
+
+@pytest.mark.slow
+def test_time_is_minimised_by_what_a_step_reads(tmp_path: Path, corpora: dict[str, Path]) -> None:
+    """A tied head in float takes no bytes of its own, but every step reads it: size leaves it, time quantizes it."""
+    checkpoint = open_tiny(write_checkpoint(tmp_path / "checkpoint", "llama", tie_word_embeddings=True))
+    model = load_model(checkpoint, tmp_path / "model")[0]
+    source = parse_source(
+        {"source": "text", "path": str(corpora["calibration"]), "split": "all", "samples": 24, "length": 32}
+    )
+    card = target_named("l4")
+    found = {}
+    for aim in ("size", "time"):
+        options = {
+            "format": "auto",
+            "candidates": ["int4", {"format": "int8", "algorithm": "max"}, "fp16"],
+            "minimise": aim,
+        }
+        made = Quantize.model_validate_json(json.dumps({**options, "within": {"kl.mean": "<= 0.05"}}))
+        work = Work(tmp_path / aim, checkpoint, card, "tensorrt", source, tmp_path / "data")
+        assert not made.check(View(read_facts(model).spec, card, "tensorrt", source, ()))
+        found[aim] = made.run(model, work).details["mixed"]
+    picks = {aim: {one["layer"]: one["format"] for one in facts["choice"]} for aim, facts in found.items()}
+    assert found["time"]["minimise"] == "time"
+    assert picks["size"]["head"] == "fp16"
+    assert picks["time"]["head"] != "fp16"
+
+    module = open_model(model)
+
+    def seconds(layer: str, label: str) -> float:
+        weight = module.get_submodule(layer).weight
+        assert isinstance(weight, torch.Tensor)
+        bits = {"int4": 4 + 16 / 32, "int8": 8 + 24 / weight.shape[1], "fp16": 16}[label]
+        return layer_seconds(card, round(weight.numel() * bits / 8), weight.numel(), "" if label == "fp16" else label)
+
+    losses = {layer: {**row, "fp16": 0.0} for layer, row in found["time"]["sensitivity"].items()}
+    taken = next(one for one in found["time"]["rounds"] if one["taken"])
+    costs = {layer: {label: seconds(layer, label) for label in row} for layer, row in losses.items()}
+    own = sum(costs[layer][label] for layer, label in picks["time"].items())
+    assert own == pytest.approx(taken["cost"], rel=1e-3), "counted here from the shapes"
+    least = min(
+        sum(costs[layer][label] for layer, label in zip(losses, labels, strict=True))
+        for labels in itertools.product(*losses.values())
+        if sum(losses[layer][label] for layer, label in zip(losses, labels, strict=True)) <= taken["allowance"]
+    )
+    assert own == pytest.approx(least, rel=1e-3), "no other choice is faster within the same loss"
