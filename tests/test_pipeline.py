@@ -395,8 +395,8 @@ def die():
     signal.pause()
 
 def progress(fraction, text):
-    if text == phase:
-        print("builder", psutil.Process().children()[0].pid, file=sys.stderr, flush=True)
+    if text.startswith(phase):
+        print("children", *(child.pid for child in psutil.Process().children()), file=sys.stderr, flush=True)
         die()
 
 @wraps(whole)
@@ -409,7 +409,7 @@ part.run = run
 from openclaw_opt.cli import main
 main()
 """
-"""A build that gets a signal in a pass: at that phase, or when it has written its files and nobody has taken them over yet."""
+"""A build that gets a signal in a pass: when it says this, or when it has written its files and nobody has taken them over yet."""
 
 
 def _killed_in(word: str, how: signal.Signals, file: Path, cache: Path, out: Path, *, phase: str = "") -> str:
@@ -479,6 +479,24 @@ def test_a_build_that_dies_in_each_of_its_passes_goes_on_and_gives_the_same_arti
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_a_build_that_dies_while_it_trains_goes_on_from_the_last_checkpoint(
+    write_recipe: Write, tmp_path: Path, how: signal.Signals
+) -> None:
+    passes = "passes:\n  - prune: {ffn: 0.34}\n  - distill: {steps: 12, checkpoint_every: 4, every: 4, batch_size: 2}\n"
+    file = write_recipe(("passes:\n", passes), ("samples: 16, length: 64", "samples: 32, length: 32"))
+    whole, _ = run(file, tmp_path / "whole-cache", tmp_path / "whole")
+    _killed_in("distill", how, file, tmp_path / "cache", tmp_path / "out", phase="step 10 ")
+    report, hooks = run(file, tmp_path / "cache", tmp_path / "out")
+    assert next(iter(hooks.redone())) == "distill"
+    told = [next(one for one in made.passes if one.word == "distill").details for made in (whole, report)]
+    assert [one["resumed_at"] for one in told] == [[], [8]]
+    assert told[0]["curve"] == told[1]["curve"]
+    for name in ("model.onnx", "model.onnx.data"):
+        assert sha256_file(tmp_path / "out" / name) == sha256_file(tmp_path / "whole" / name), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_a_tensorrt_build_that_dies_while_it_compiles_goes_on(
     write_recipe: Write, cache: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -490,7 +508,7 @@ def test_a_tensorrt_build_that_dies_while_it_compiles_goes_on(
     step = next(p for p in read_manifest(tmp_path / "undisturbed").data["passes"] if p["pass"] == "build")  # type: ignore[union-attr]
     Store(own).drop(step["key"])
     said = _killed_in("build", how, file, own, out, phase="Compiling profile decode")
-    builder = int(next(line for line in said.splitlines() if line.startswith("builder ")).split()[1])
+    builder = int(next(line for line in said.splitlines() if line.startswith("children ")).split()[1])
     deadline = time.monotonic() + 10
     while psutil.pid_exists(builder) and psutil.Process(builder).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the compiler outlived the build"
