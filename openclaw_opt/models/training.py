@@ -1,8 +1,9 @@
 """A student trained to say what its teacher says: loss, steps, looks at held-back data, early stop, resume.
 
 One step is `accumulate` batches of `batch_size` sequences, each equally weighted, so that it equals one step on all of them
-at once. Which sequences a step sees is a function of the seed and the step alone. AdamW (https://arxiv.org/abs/1711.05101)
-with decay on matrices only; the learning rate is that of `numerics.schedule`; gradients are clipped by their common norm.
+at once; several processes share these batches, and take one step with the sum of their gradients. Which sequences a step sees
+is a function of the seed and the step alone. AdamW (https://arxiv.org/abs/1711.05101) with decay on matrices only; the learning
+rate is that of `numerics.schedule`; gradients are clipped by their common norm.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.calibrate import Batch, decoder_batch
 from openclaw_opt.models.decoder import Decoder
+from openclaw_opt.models.training_group import ALONE, Group
 from openclaw_opt.models.training_state import Progress, read_state, write_state
 from openclaw_opt.numerics.distillation import divergence, hidden_difference, likelihood
 from openclaw_opt.numerics.schedule import learning_rate
@@ -81,11 +83,14 @@ class Trained:
     """Weights that were zero and stayed so."""
 
 
-def train(pair: Pair, data: Sequences, setup: Setup, kept: Path | None, report: Report) -> Trained:
+def train(
+    pair: Pair, data: Sequences, setup: Setup, kept: Path | None, report: Report, group: Group = ALONE
+) -> Trained:
     """Train `pair.student` in place, on `setup.device`; it ends on the CPU with its best weights, without gradients.
 
     Args:
         kept: folder of the state that a killed run left and this one goes on from; None to keep none.
+        group: the processes that call this with the same arguments, each with models of its own.
 
     Raises:
         VerificationError: a loss or gradient is not finite (the step is named), or no look was better than the first.
@@ -93,8 +98,9 @@ def train(pair: Pair, data: Sequences, setup: Setup, kept: Path | None, report: 
     student, teacher = pair.student.to(setup.device), pair.teacher.to(setup.device).requires_grad_(False)
     own(student)
     optimizer = optimizer_of(student, setup)
-    run = Run(Pair(student, teacher, pair.layers), data, setup, optimizer, report)
+    run = Run(Pair(student, teacher, pair.layers), data, setup, optimizer, report, group)
     found = read_state(kept, student, optimizer) if kept is not None else None
+    group.wait()  # nobody writes a new state while another still reads the old one
     if found is None:
         run.look()
     else:
@@ -102,7 +108,7 @@ def train(pair: Pair, data: Sequences, setup: Setup, kept: Path | None, report: 
         run.progress.resumed.append(run.progress.step)
     while not run.over:
         run.step()
-        if kept is not None and run.progress.step % setup.checkpoint_every == 0 and not run.over:
+        if kept is not None and group.is_first and run.progress.step % setup.checkpoint_every == 0 and not run.over:
             write_state(kept, run.progress, student, optimizer, run.best)
     run.refuse_worse()
     with torch.no_grad():
@@ -171,8 +177,17 @@ def outputs(decoder: Decoder, batch: Batch, *, keep: bool) -> tuple[Tensor, list
 class Run:
     """A training under way: what changes from step to step."""
 
-    def __init__(self, pair: Pair, data: Sequences, setup: Setup, optimizer: torch.optim.AdamW, report: Report) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        data: Sequences,
+        setup: Setup,
+        optimizer: torch.optim.AdamW,
+        report: Report,
+        group: Group = ALONE,
+    ) -> None:
         self.pair, self.data, self.setup, self.optimizer, self.report = pair, data, setup, optimizer, report
+        self.group = group
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         named = dict(pair.student.named_parameters()) if setup.keep_zeros else {}
@@ -191,7 +206,9 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = sum(self._backward(step, part) for part in range(setup.accumulate))
+        loss = self.group.total(sum(self._backward(step, part) for part in self.group.share(setup.accumulate)))
+        if not isfinite(loss):
+            raise VerificationError(f"the loss is {loss} at step {step + 1}", fix=SLOWER)
         self._finish_gradients(step)
         self.optimizer.step()
         self.progress.step += 1
@@ -204,15 +221,14 @@ class Run:
     def _backward(self, step: int, part: int) -> float:
         ids = self.data.training[chosen(step, part, self.setup, len(self.data.training))]
         loss = self._loss(ids) / self.setup.accumulate
-        value = float(loss.detach())
-        if not isfinite(value):
-            raise VerificationError(f"the loss is {value} at step {step + 1}", fix=SLOWER)
         loss.backward()  # type: ignore[no-untyped-call]
-        return value
+        return float(loss.detach())
 
     def _finish_gradients(self, step: int) -> None:
-        """Zeros get none; then the common norm is clipped."""
+        """Those of all processes together; zeros get none; then the common norm is clipped."""
         for name, value in self.pair.student.named_parameters():
+            if value.grad is not None:
+                self.group.add_up(value.grad)
             if name in self.masks and value.grad is not None:
                 value.grad.mul_(self.masks[name])
         norm = float(nn.utils.clip_grad_norm_(self.pair.student.parameters(), self.setup.clip))
@@ -228,7 +244,8 @@ class Run:
     def look(self, rate: float = 0.0) -> None:
         """The loss on the held-back data; the weights are kept if it is the least so far."""
         parts = torch.split(self.data.held_back, self.setup.batch_size)
-        total = sum(float(self._loss(part)) * len(part) for part in parts)
+        own = [parts[i] for i in self.group.share(len(parts))]
+        total = self.group.total(sum(float(self._loss(part)) * len(part) for part in own))
         now, known = total / len(self.data.held_back), self.progress
         if not isfinite(now):
             raise VerificationError(f"the loss on held-back data is {now} after step {known.step}", fix=SLOWER)

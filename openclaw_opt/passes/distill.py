@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from openclaw_opt.models.decoder import Decoder
     from openclaw_opt.models.spec import DecoderSpec, ModelFacts
     from openclaw_opt.models.training import Sequences, Setup, Trained
+    from openclaw_opt.models.training_processes import Job
     from openclaw_opt.passes.quantize import Quantize
 
 Count = Annotated[int, Field(gt=0)]
@@ -83,6 +85,9 @@ class Distill(Pass):
     """Sequences that run at once; memory grows with it, and with the vocabulary."""
     accumulate: Count = 1
     """Batches a step."""
+    processes: Count = 1
+    """Processes that share the batches of a step, a GPU each; on a CPU they share its cores. Must divide `accumulate`: a step is
+    the same with one process or several. Needs the package accelerate (`pip install 'openclaw-opt[distributed]'`)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Of AdamW, the highest; then half a cosine."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -126,6 +131,21 @@ class Distill(Pass):
         ]
 
     def _options(self) -> list[Complaint]:
+        return [*self._together(), *self._warmth()]
+
+    def _together(self) -> list[Complaint]:
+        """What keeps several processes from sharing a step."""
+        if self.processes == 1:
+            return []
+        if self.accumulate % self.processes:
+            what = f"{self.processes} processes cannot share {self.accumulate} batches a step evenly"
+            return [Complaint(what, "processes", f"accumulate: {self.processes}, or another multiple of it")]
+        if find_spec("accelerate") is None:
+            what = "several processes need the package accelerate, which is not installed"
+            return [Complaint(what, "processes", "pip install 'openclaw-opt[distributed]'")]
+        return []
+
+    def _warmth(self) -> list[Complaint]:
         if self.cross_entropy < 1 or self.temperature == 1:
             return []
         what = "temperature has no effect: cross_entropy 1 leaves no share of the loss to the teacher's distributions"
@@ -197,13 +217,18 @@ class Distill(Pass):
         from openclaw_opt.models.spec import read_facts
         from openclaw_opt.models.store import save_model
         from openclaw_opt.models.training import Pair, train
+        from openclaw_opt.models.training_processes import train_apart
 
         facts = read_facts(source)
         teacher, student = self._models(source, facts, work)
         before, layers = parameters_of(teacher), self._pairs(student, teacher)
         data, setup = self._sequences(source, facts, work), self._setup(work)
         rounded = self._put_quantizers(student)
-        made = train(Pair(student, teacher, layers), data, setup, work.kept, work.progress)
+        pair = Pair(student, teacher, layers)
+        if self.processes == 1:
+            made = train(pair, data, setup, work.kept, work.progress)
+        else:
+            made = train_apart(pair, data, self._job(work, setup, layers), facts, source.assets, work.progress)
         after = parameters_of(student)
         said = _sentence(made, setup, data)
         noted = facts.model_copy(update={"notes": (*facts.notes, said), "decoder": student.spec})
@@ -213,9 +238,18 @@ class Distill(Pass):
             "student_layers": list(self.student.chosen(len(teacher.layers))) if self.student else None,
             "matched_layers": list(layers) if self.hidden else None,
             "fake_quantized": rounded,
+            "processes": self.processes,
         }
         model = save_model(student, noted, work.folder, source.assets)
         return Done(model, changed=said, count=made.progress.step, details=details)
+
+    def _job(self, work: Work, setup: Setup, layers: tuple[int, ...]) -> Job:
+        from openclaw_opt.models.training_processes import Job
+
+        fake = self.fake_quantize
+        rounding = None if fake is None else (KINDS[fake.format], fake.block_size(), fake.keep)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        return Job(work.folder, work.checkpoint, setup, layers, rounding, work.kept, self.processes)
 
     def _models(self, source: Model, facts: ModelFacts, work: Work) -> tuple[Decoder, Decoder]:
         """The teacher and the student before training."""
