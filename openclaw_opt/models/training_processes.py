@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,7 +75,12 @@ def _run(job: Job, report: Report) -> None:
     from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
     told: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    context = start_processes(_process, (job, told), job.count, join=False, start_method="spawn")  # type: ignore[no-untyped-call]
+    # Ctrl-C goes to the whole terminal: it is for this process, which ends the others. They inherit that it is blocked.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        context = start_processes(_process, (job, told), job.count, join=False, start_method="spawn")  # type: ignore[no-untyped-call]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert context is not None
     refused: dict[str, Any] | None = None
     try:
@@ -108,9 +114,6 @@ OPT_ERRORS = {cls.__name__: cls for cls in OptError.__subclasses__()}
 
 def _process(rank: int, job: Job, told: Any) -> None:
     """One of the processes, from its start to its end."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends all
     group = joined(rank, job.count, job.folder / "meeting", job.setup.device)
     student = open_model(Model(job.folder / START))
     assert isinstance(student, Decoder)
