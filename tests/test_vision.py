@@ -22,7 +22,7 @@ from tests.tiny import write_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "results"))
 
-import digits  # noqa: E402
+import digits
 
 RECIPE = """\
 model: {model}

@@ -20,12 +20,16 @@ from digits import train
 from make import table
 
 from openclaw_opt.formats import FORMATS
-from openclaw_opt.records import LayerRecord, Report
 from openclaw_opt.recipe import load_recipe
+from openclaw_opt.records import LayerRecord, Report
 from openclaw_opt.report import read_report
 
 ROOT = Path(__file__).parent.parent.parent
-RECIPES = {"decoder": "recipes/int4-cpu.yaml", "encoder": "recipes/minilm-int8-cpu.yaml", "vision": "examples/results/digits.yaml"}
+RECIPES = {
+    "decoder": "recipes/int4-cpu.yaml",
+    "encoder": "recipes/minilm-int8-cpu.yaml",
+    "vision": "examples/results/digits.yaml",
+}
 DATA = {
     "decoder": {"source": "python-stdlib", "samples": 32, "length": 256},
     "encoder": {"source": "python-docstrings", "samples": 256, "length": 64},
@@ -63,11 +67,16 @@ def rows(kind: str) -> dict[str, str]:
     """Name → passes."""
     if kind == "decoder":
         return eight() | four() | zeros() | pruned() | trained()
-    made = {f"int8, {ranges}": quantize(f"format: int8, calibration: {ranges}") for ranges in ("max", "percentile", "mse", "entropy")}
+    made = {
+        f"int8, {ranges}": quantize(f"format: int8, calibration: {ranges}")
+        for ranges in ("max", "percentile", "mse", "entropy")
+    }
     if kind == "encoder":
         made["int8_per_token, max"] = quantize("format: int8_per_token")
         made["int8_weight_only, max"] = quantize("format: int8_weight_only")
-        made["int8_weight_only, inputs rounded by the kernel"] = f"passes=[{{quantize: {{format: int8_weight_only}}}}, {ENGINE}]"
+        made["int8_weight_only, inputs rounded by the kernel"] = (
+            f"passes=[{{quantize: {{format: int8_weight_only}}}}, {ENGINE}]"
+        )
     return made
 
 

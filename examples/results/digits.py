@@ -1,6 +1,6 @@
 """The digits model of the results: a ResNet of two stages trained on scikit-learn's 8×8 images in half a minute.
 
-    python examples/results/digits.py FOLDER
+python examples/results/digits.py FOLDER
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 Ours are the builds of examples/results/accuracy.py. A peer lives in a virtual environment of its own under FOLDER (accuracy_rows.py has
 the pins) and runs in its own process (accuracy_worker.py): it is given the same checkpoint and the same calibration and evaluation
 arrays, and gives back what its model says on the latter. Scores, intervals and verdicts are openclaw_opt's own code, for both sides.
-What is in FOLDER is not made again, so an interrupted run goes on where it was, and a changed code takes a new folder. A peer that fails is `not measured` with its last words.
+What is in FOLDER is not made again, so an interrupted run goes on where it was, and a change of the code takes a new folder.
+A peer that fails is `not measured` with its last words.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Task:
         data = self.data["evaluation"]
         if self.kind == "decoder":
             at = {bytes(ids): row for ids, row in zip(data.sequences, output, strict=True)}
-            scores = score_sequences(lambda ids: np.stack([at[bytes(one)] for one in ids]), data.sequences, self._reference)
+            scores = score_sequences(
+                lambda ids: np.stack([at[bytes(one)] for one in ids]), data.sequences, self._reference
+            )
             return [*perplexity_rows(scores, data.bytes), *agreement_rows(scores)]
         if self.kind == "encoder":
             return embedding_rows(self._reference, self._pooled(output))
@@ -157,10 +160,14 @@ def main() -> None:
     import accuracy as ours
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="environments, builds and outputs; outside the repository")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="environments, builds and outputs; outside the repository"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(accuracy_rows.PEERS), choices=list(accuracy_rows.PEERS))
     parser.add_argument("--only", default="", help="rows whose name holds this; no page is written")
-    parser.add_argument("--cached", action="store_true", help="run nothing: the page of what is there, the rest `not run yet`")
+    parser.add_argument(
+        "--cached", action="store_true", help="run nothing: the page of what is there, the rest `not run yet`"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results")
     args = parser.parse_args()
     cache = args.cache.absolute()

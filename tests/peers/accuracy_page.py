@@ -80,7 +80,12 @@ def section(kind: str, rows: Sequence[Found]) -> list[str]:
     lines = [f"## {TITLES[kind]}", "", SAYS[kind], "", ours.ours_table(kind, own), "", f"### {TITLES[kind]}: peers", ""]
     lines += [peers_table(kind, peers), ""]
     titles = "those of ours and of the peers that are best by " + ours.NUMBERS[kind][DECIDES[kind]][0]
-    lines += [f"### {TITLES[kind]}: ours against the best peer at equal bits", "", f"Compared are {titles}, of the same layers.", ""]
+    lines += [
+        f"### {TITLES[kind]}: ours against the best peer at equal bits",
+        "",
+        f"Compared are {titles}, of the same layers.",
+        "",
+    ]
     lines += [pairs_table(kind, rows), "", *worse(kind, rows)]
     lines += [f"- {one['name']}: not measured: {one['why']}" for one in rows if "rows" not in one]
     return [*lines, ""]
@@ -133,7 +138,9 @@ def verdict(own: Found, peer: Found, name: str) -> tuple[str, str]:
     if found.value is None or found.low is None or found.high is None:
         return "–", result
     scale, unit, digits = (100, " %", 3) if margin.percent else (1, "", 6 if name.startswith("kl") else 4)
-    text = f"{scale * found.value:+.{digits}f} ({scale * found.low:+.{digits}f} – {scale * found.high:+.{digits}f}){unit}"
+    text = (
+        f"{scale * found.value:+.{digits}f} ({scale * found.low:+.{digits}f} – {scale * found.high:+.{digits}f}){unit}"
+    )
     if result == "equivalent" and (found.low > 0 or found.high < 0):
         side = "better" if (found.low > 0) == (row.better == "higher") else "worse"
         result = f"equivalent ({side} by less than {margin})"
@@ -151,7 +158,9 @@ def pairs_table(kind: str, rows: Sequence[Found]) -> str:
             lines.append([group.title, *["not measured"] * (len(head) - 1)])
             continue
         own, peer = found
-        names = [f"{one['name'].replace('_', '-') if not one['ours'] else one['name']} ({one['bits']:.4g})" for one in found]
+        names = [
+            f"{one['name'].replace('_', '-') if not one['ours'] else one['name']} ({one['bits']:.4g})" for one in found
+        ]
         cells = [cell for name in COMPARED[kind] for cell in verdict(own, peer, name)]
         lines.append([f"`{group.key}` {group.title}", *names, *cells])
     return str(table(head, lines))
@@ -168,7 +177,9 @@ def worse(kind: str, rows: Sequence[Found]) -> list[str]:
         own = best(kind, [one for one in rows if one["group"] == group.key and one["ours"] and "rows" in one])
         for peer in (one for one in rows if one["group"] == group.key and not one["ours"] and "rows" in one):
             if own is not None and "worse" in (said := verdict(own, peer, name))[1]:
-                lines.append(f"- **{peer['name'].replace('_', '-')} is better** than {own['name']} ({_title(kind, name)} {said[0]}).")
+                lines.append(
+                    f"- **{peer['name'].replace('_', '-')} is better** than {own['name']} ({_title(kind, name)} {said[0]})."
+                )
     return lines or ["No peer of a group is better than the best of ours beyond the interval."]
 
 

@@ -65,7 +65,11 @@ class Task:
             return [{"input_ids": one[None], "attention_mask": np.ones_like(one[None])} for one in arrays["ids"]]
         lengths = arrays["mask"].sum(1)
         return [
-            {"input_ids": ids[None, :n], "attention_mask": mask[None, :n], "token_type_ids": np.zeros_like(ids[None, :n])}
+            {
+                "input_ids": ids[None, :n],
+                "attention_mask": mask[None, :n],
+                "token_type_ids": np.zeros_like(ids[None, :n]),
+            }
             for ids, mask, n in zip(arrays["ids"], arrays["mask"], lengths, strict=True)
         ]
 

@@ -10,7 +10,11 @@ import numpy as np
 from accuracy_worker import Arrays, Made, Run, Task
 from tools_torch import head, load
 
-INPUTS = {"decoder": ("input_ids", "attention_mask"), "encoder": ("input_ids", "attention_mask", "token_type_ids"), "vision": ("pixel_values",)}
+INPUTS = {
+    "decoder": ("input_ids", "attention_mask"),
+    "encoder": ("input_ids", "attention_mask", "token_type_ids"),
+    "vision": ("pixel_values",),
+}
 
 
 def exported(task: Task) -> Path:
@@ -34,7 +38,11 @@ def exported(task: Task) -> Path:
             return given.last_hidden_state if task.kind == "encoder" else given.logits
 
     sample = task.samples("evaluation")[0]
-    axes = {0: torch.export.Dim.DYNAMIC} if task.kind == "vision" else {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    axes = (
+        {0: torch.export.Dim.DYNAMIC}
+        if task.kind == "vision"
+        else {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    )
     two = tuple(torch.from_numpy(np.concatenate([sample[name]] * 2)) for name in names)
     torch.onnx.export(
         Wrapped().eval(), two, str(raw), input_names=list(names), output_names=["output"], dynamo=True, external_data=False,

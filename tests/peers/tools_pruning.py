@@ -29,7 +29,9 @@ def pruned(importance: str) -> Callable[[Task], Made]:
         graph = tp.DependencyGraph().build_dependency(model, example_inputs=sample, forward_fn=lambda m, x: m(**x))
         if importance == "taylor":
             _gradients(model, task)
-        score = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}[importance]()
+        score = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}[
+            importance
+        ]()
         for root in roots:
             group = graph.get_pruning_group(root, tp.prune_linear_out_channels, idxs=list(range(width)))
             order = torch.argsort(score(group))[: width - left].tolist()
