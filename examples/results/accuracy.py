@@ -104,6 +104,7 @@ def eight() -> dict[str, str]:
     made["int8, rotate + mse"] = quantize("format: int8, algorithm: max, calibration: mse", "rotate")
     made["int8, rotate + max"] = quantize("format: int8, algorithm: max", "rotate")
     made["int8_per_token, max"] = quantize("format: int8_per_token, algorithm: max")
+    made["int8_per_token, gptq"] = quantize("format: int8_per_token, algorithm: gptq")
     made["int8_weight_only, max"] = quantize("format: int8_weight_only, algorithm: max")
     made["int8_weight_only, gptq"] = quantize("format: int8_weight_only, algorithm: gptq")
     return made

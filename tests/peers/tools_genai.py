@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,10 +54,11 @@ def _runner(file: str) -> Any:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     inputs = {one.name: one for one in session.get_inputs()}
+    stated = json.loads(Path(file).with_name("genai_config.json").read_text())["model"]["decoder"]
+    shape = [1, stated["num_key_value_heads"], 0, stated["head_size"]]
     past = {
-        name: np.zeros([1, one.shape[1], 0, one.shape[3]], FLOATS[one.type])
-        for name, one in inputs.items() if name.startswith("past_key_values")
-    }  # fmt: skip
+        name: np.zeros(shape, FLOATS[one.type]) for name, one in inputs.items() if name.startswith("past_key_values")
+    }
 
     def run(sample: Arrays) -> np.ndarray:
         length = sample["input_ids"].shape[1]

@@ -23,10 +23,11 @@ def pruned(importance: str) -> Callable[[Task], Made]:
         for one in model.parameters():
             one.requires_grad_(True)
         sample = {name: torch.from_numpy(value) for name, value in task.samples("calibration")[0].items()}
+        more = {"use_cache": False} if task.kind == "decoder" else {}
         roots = [m for name, m in model.named_modules() if name.endswith(ROOTS[task.kind])]
         width = roots[0].out_features
         left = -(-round(width * (1 - SHARE)) // ROUND) * ROUND
-        graph = tp.DependencyGraph().build_dependency(model, example_inputs=sample, forward_fn=lambda m, x: m(**x))
+        graph = tp.DependencyGraph().build_dependency(model, example_inputs=sample, forward_fn=lambda m, x: m(**x, **more)[0])
         if importance == "taylor":
             _gradients(model, task)
         score = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}[

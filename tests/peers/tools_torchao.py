@@ -1,4 +1,7 @@
-"""torchao: `quantize_` on the model itself, all linear layers but the head. Its int4 kernel for CPUs ("opaque") is one of the rows."""
+"""torchao: `quantize_` on the model itself, all linear layers but the head.
+
+Int4WeightOnlyConfig has no layout for CPUs in this version; its kernel for them ("opaque") is a prototype of its own.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,9 @@ def int8_dynamic() -> Any:
 
 def int4_opaque(block: int) -> Callable[[], Any]:
     def make() -> Any:
-        from torchao.quantization import Int4WeightOnlyConfig
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
-        return Int4WeightOnlyConfig(group_size=block, int4_packing_format="opaque")
+        return PrototypeInt4WeightOnlyConfig(group_size=block)
 
     return make
 
