@@ -101,6 +101,9 @@ def eight() -> dict[str, str]:
         made[f"int8, {ranges}"] = quantize(f"format: int8, algorithm: max, calibration: {ranges}")
     made["int8, smoothquant"] = quantize("format: int8, algorithm: smoothquant")
     made["int8, smoothquant, mse"] = quantize("format: int8, algorithm: smoothquant, calibration: mse")
+    for alpha in (0.8, 1):
+        options = f"format: int8, algorithm: smoothquant, alpha: {alpha}, calibration: mse"
+        made[f"int8, smoothquant of alpha {alpha}, mse"] = quantize(options)
     made["int8, rotate + mse"] = quantize("format: int8, algorithm: max, calibration: mse", "rotate")
     made["int8, rotate + max"] = quantize("format: int8, algorithm: max", "rotate")
     made["int8_per_token, max"] = quantize("format: int8_per_token, algorithm: max")

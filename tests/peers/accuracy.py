@@ -6,7 +6,7 @@ Ours are the builds of examples/results/accuracy.py. A peer lives in a virtual e
 the pins) and runs in its own process (accuracy_worker.py): it is given the same checkpoint and the same calibration and evaluation
 arrays, and gives back what its model says on the latter. Scores, intervals and verdicts are openclaw_opt's own code, for both sides.
 What is in FOLDER is not made again, so an interrupted run goes on where it was, and a change of the code takes a new folder.
-A peer that fails is `not measured` with its last words.
+A peer that fails is `not measured` with its last words. On cores that others use, `OMP_NUM_THREADS=1` makes it many times faster.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def pruned(importance: str) -> Callable[[Task], Made]:
         roots = [m for name, m in model.named_modules() if name.endswith(ROOTS[task.kind])]
         width = roots[0].out_features
         left = -(-round(width * (1 - SHARE)) // ROUND) * ROUND
-        graph = tp.DependencyGraph().build_dependency(model, example_inputs=sample, forward_fn=lambda m, x: m(**x, **more)[0])
+        graph = tp.DependencyGraph().build_dependency(
+            model, example_inputs=sample, forward_fn=lambda m, x: m(**x, **more)[0]
+        )
         if importance == "taylor":
             _gradients(model, task)
         score = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}[
