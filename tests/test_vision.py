@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from openclaw_opt.backends.torch_sessions import open_checkpoint_session
 from openclaw_opt.checkpoint import open_checkpoint
@@ -20,6 +19,10 @@ from openclaw_opt.recipe import load_recipe
 from openclaw_opt.records import Report
 from openclaw_opt.store import Store
 from tests.tiny import write_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "results"))
+
+import digits
 
 RECIPE = """\
 model: {model}
@@ -35,45 +38,16 @@ metrics: [classification, size]
 budgets:
   accuracy.top1.recovery: ">= 0.97"
 """
-STEPS = 120
 
 
 def _images(split: str, samples: int) -> ImageSet:
     return load_images(parse_source({"source": "digits", "split": split, "samples": samples}))
 
 
-def _train(model: torch.nn.Module, data: ImageSet) -> None:
-    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    random = torch.Generator().manual_seed(0)
-    model.train()
-    for _ in range(STEPS):
-        rows = torch.randint(len(images), (64,), generator=random)
-        loss = torch.nn.functional.cross_entropy(model(pixel_values=images[rows]).logits, labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
-
-
 @pytest.fixture(scope="module")
 def digits_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ResNet of two stages that has learned the digits."""
-    torch.manual_seed(0)
-    config = transformers.ResNetConfig(
-        num_channels=1,
-        embedding_size=16,
-        hidden_sizes=[16, 32],
-        depths=[1, 1],
-        layer_type="basic",
-        num_labels=10,
-        image_size=8,
-    )
-    model = transformers.ResNetForImageClassification(config)
-    _train(model, _images("train", 1200))
-    folder = tmp_path_factory.mktemp("digits-resnet")
-    model.save_pretrained(folder)
-    return folder
+    return digits.train(tmp_path_factory.mktemp("digits") / "resnet")
 
 
 def test_the_classifier_has_learned(digits_resnet: Path) -> None:

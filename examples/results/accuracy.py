@@ -1,35 +1,61 @@
-"""Quantize the demo decoder in every way a recipe can ask for, and print what each keeps: docs/results/accuracy.md.
+"""Make the demo decoder, MiniLM and the digits model smaller in every way a recipe can ask for: what each keeps.
 
-    python examples/results/accuracy.py > docs/results/accuracy.md
+    python examples/results/accuracy.py --folder FOLDER [--tasks decoder encoder vision] [--only WORD]
 
-A row is `openclaw-opt build --recipe recipes/int4-cpu.yaml --until model` with other passes by `--set`; every figure is read
-from the report.json of such a build that this run made, or found unchanged in the cache. `--only WORD` takes the rows whose
-name holds the word; `--cache` and `--folder` say where builds go.
+prints ours; `python tests/peers/accuracy.py` takes these same builds and puts the peers beside them, which makes
+docs/results/accuracy.md. A row is `openclaw-opt build --recipe RECIPE --until model` with other passes by `--set`; every figure is read
+from its report.json. What FOLDER has is not built again, so after a change of the code it takes a new one.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from digits import train
 from make import table
 
 from openclaw_opt.formats import FORMATS
+from openclaw_opt.recipe import load_recipe
 from openclaw_opt.records import LayerRecord, Report
 from openclaw_opt.report import read_report
 
 ROOT = Path(__file__).parent.parent.parent
-RECIPE = "recipes/int4-cpu.yaml"
-DATA = ("data.calibration.samples=32", "data.evaluation.samples=32")
+RECIPES = {
+    "decoder": "recipes/int4-cpu.yaml",
+    "encoder": "recipes/minilm-int8-cpu.yaml",
+    "vision": "examples/results/digits.yaml",
+}
+DATA = {
+    "decoder": {"source": "python-stdlib", "samples": 32, "length": 256},
+    "encoder": {"source": "python-docstrings", "samples": 256, "length": 64},
+    "vision": {"source": "digits", "samples": 150},
+}
+METRICS = {"decoder": "perplexity, agreement", "encoder": "embedding", "vision": "classification"}
 FLOAT_BITS = 32
-INT4 = {32: ("rtn", "awq", "awq_full", "gptq", "awq_gptq"), 128: ("rtn", "awq_full", "gptq")}
-
+INT4 = {32: ("gptq", "awq_gptq", "awq_full", "awq", "rtn"), 128: ("gptq", "awq_full", "rtn")}
 QAD = "{distill: {steps: 96, fake_quantize: {format: int4, block: 32}}}"
+ENGINE = "export, fuse, build"
 TRAINING = "data.training={source: python-stdlib, split: train, samples: 768, length: 256}"
+
+
+def data_of(kind: str) -> dict[str, dict[str, Any]]:
+    """Calibration and evaluation source; both sides of the page use it."""
+    made = {split: {**DATA[kind], "split": split} for split in ("calibration", "evaluation")}
+    if kind == "vision":
+        made["calibration"]["samples"] = 100
+    return made
+
+
+def checkpoint_of(kind: str, folder: Path) -> Path:
+    """The checkpoint's folder; the digits model is trained when it is asked for."""
+    if kind == "vision":
+        return train(folder / "digits")
+    return Path(load_recipe(ROOT / RECIPES[kind]).model)
 
 
 def quantize(options: str, *before: str) -> str:
@@ -37,8 +63,25 @@ def quantize(options: str, *before: str) -> str:
     return f"passes=[{', '.join([*before, f'{{quantize: {{{options}}}}}'])}]"
 
 
-def rows() -> dict[str, str]:
+def rows(kind: str) -> dict[str, str]:
     """Name → passes."""
+    if kind == "decoder":
+        return eight() | four() | zeros() | pruned() | trained()
+    made = {
+        f"int8, {ranges}": quantize(f"format: int8, calibration: {ranges}")
+        for ranges in ("max", "percentile", "mse", "entropy")
+    }
+    if kind == "encoder":
+        made["int8_per_token, max"] = quantize("format: int8_per_token")
+        made["int8_weight_only, max"] = quantize("format: int8_weight_only")
+        made["int8_weight_only, inputs rounded by the kernel"] = (
+            f"passes=[{{quantize: {{format: int8_weight_only}}}}, {ENGINE}]"
+        )
+    return made
+
+
+def four() -> dict[str, str]:
+    """int4 of the decoder."""
     made = {}
     for block, algorithms in INT4.items():
         for algorithm in algorithms:
@@ -48,16 +91,26 @@ def rows() -> dict[str, str]:
         made[f"uint4 block {block}, gptq"] = quantize(f"format: uint4, {options}")
     made["uint4 block 32, rtn"] = quantize("format: uint4, block: 32, algorithm: rtn")
     made["int4 block 32, rtn, mse ranges"] = quantize("format: int4, block: 32, algorithm: rtn, calibration: mse")
+    return made
+
+
+def eight() -> dict[str, str]:
+    """int8 of the decoder."""
+    made = {}
     for ranges in ("max", "percentile", "mse", "entropy"):
         made[f"int8, {ranges}"] = quantize(f"format: int8, algorithm: max, calibration: {ranges}")
     made["int8, smoothquant"] = quantize("format: int8, algorithm: smoothquant")
     made["int8, smoothquant, mse"] = quantize("format: int8, algorithm: smoothquant, calibration: mse")
+    for alpha in (0.8, 1):
+        options = f"format: int8, algorithm: smoothquant, alpha: {alpha}, calibration: mse"
+        made[f"int8, smoothquant of alpha {alpha}, mse"] = quantize(options)
     made["int8, rotate + mse"] = quantize("format: int8, algorithm: max, calibration: mse", "rotate")
     made["int8, rotate + max"] = quantize("format: int8, algorithm: max", "rotate")
     made["int8_per_token, max"] = quantize("format: int8_per_token, algorithm: max")
+    made["int8_per_token, gptq"] = quantize("format: int8_per_token, algorithm: gptq")
     made["int8_weight_only, max"] = quantize("format: int8_weight_only, algorithm: max")
     made["int8_weight_only, gptq"] = quantize("format: int8_weight_only, algorithm: gptq")
-    return made | zeros() | pruned() | trained()
+    return made
 
 
 def zeros() -> dict[str, str]:
@@ -98,49 +151,69 @@ def trained() -> dict[str, str]:
     return made
 
 
-def build(name: str, passes: str, folder: Path, cache: Path | None) -> Report:
-    """`openclaw-opt build` as a user types it; ends this script when it fails."""
-    output = folder / name.replace(",", "").replace(" ", "-")
-    settings = [
-        part
-        for value in (passes, "budgets={}", *DATA, *([TRAINING] if "distill" in passes else []))
-        for part in ("--set", value)
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "openclaw_opt",
-        "build",
-        "--recipe",
-        RECIPE,
-        "--until",
-        "model",
-        "--output",
-        str(output),
-    ]
-    command += settings + ([] if cache is None else ["--cache", str(cache)])
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+def group_of(name: str) -> str:
+    """Key of what is compared with each other (tests/peers/accuracy_rows.py); empty where nothing of a peer's is like it."""
+    if "QAD" in name or name.startswith("zeros") or "distilled" in name or name.startswith("ffn pruned"):
+        return ""
+    for start, key in (
+        ("int4 block 32", "w4-32"), ("uint4 block 32", "u4-32"), ("int4 block 128", "w4-128"), ("uint4 block 128", "u4-128"),
+        ("int8_weight_only, inputs", "w8a8-token"), ("int8_weight_only", "w8"), ("int8_per_token", "w8a8-token"),
+        ("int8", "w8a8"), ("FFN", "ffn"),
+    ):  # fmt: skip
+        if name.startswith(start):
+            return key
+    return ""
+
+
+def command_of(kind: str, passes: str, folder: Path) -> list[str]:
+    """`openclaw-opt build` as a user types it, but for its output."""
+    settings = [passes, "budgets={}", f"metrics=[{METRICS[kind]}]"]
+    settings += [f"data.{split}={json.dumps(stated)}" for split, stated in data_of(kind).items()]
+    settings += [TRAINING] if "distill" in passes else []
+    settings += [f"model={checkpoint_of(kind, folder)}"] if kind == "vision" else []
+    command = [sys.executable, "-m", "openclaw_opt", "build", "--recipe", RECIPES[kind]]
+    command += [] if ENGINE in passes else ["--until", "model"]
+    return [*command, *(part for value in settings for part in ("--set", value)), "--cache", str(folder / "passes")]
+
+
+def measured(kind: str, folder: Path, only: str = "", *, cached: bool = False) -> list[dict[str, Any]]:
+    """Every row of ours as JSON. With `cached`, a row that is not there says so and is not built."""
+    return [_measured(kind, name, passes, folder, cached) for name, passes in rows(kind).items() if only in name]
+
+
+def _measured(kind: str, name: str, passes: str, folder: Path, cached: bool) -> dict[str, Any]:
+    said = {"name": name, "tool": "ours", "group": group_of(name), "note": "", "ours": True}
+    slug = name.replace(",", "").replace(":", "").replace(" ", "-")
+    command, kept = command_of(kind, passes, folder), folder / "ours" / f"{kind}-{slug}.json"
+    if kept.is_file() and (stored := json.loads(kept.read_text()))["command"] == command:
+        return {**stored["found"], **said}
+    if cached:
+        return {**said, "bits": FLOAT_BITS, "why": "not run yet"}
+    print(f"{kind}: {name}", file=sys.stderr, flush=True)
+    output = folder / "builds" / f"{kind}-{slug}"
+    done = subprocess.run([*command, "--output", str(output)], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         sys.exit(f"{name} ended with exit code {done.returncode}: {' '.join(command)}")
-    return read_report(output)
+    found = facts(read_report(output))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({"command": command, "found": found}))
+    return {**found, **said}
 
 
-def cells(name: str, report: Report) -> list[str]:
+def facts(report: Report) -> dict[str, Any]:
+    """What the page says of a build."""
     step = [record for record in report.passes if record.kind == "lossy"][-1]
     row = FORMATS.get(step.options.get("format", ""))
-    bits = FLOAT_BITS if row is None else row.bits_per_weight(step.options["block"])
-    sqnr, plain = (_mean(step.layers, field) for field in ("output_sqnr_db", "plain_output_sqnr_db"))
-    return [
-        name,
-        f"{bits:.3g}",
-        _value(report, "bits_per_byte.recovery"),
-        _value(report, "agreement.top1"),
-        _value(report, "kl.mean", "{:.2g}"),
-        "–" if sqnr is None else f"{sqnr:.1f}",
-        "–" if plain is None else f"{plain:.1f}",
-        f"{step.seconds:.0f}",
-        f"{step.peak_bytes / 2**30:.2f}",
-    ]
+    parameters = next((p.parameters for p in reversed(report.passes) if p.parameters), report.parameters)
+    weights = sum(layer.parameters for layer in step.layers) if row is not None else 0
+    made = {"seconds": step.seconds, "peak_bytes": step.peak_bytes, "parameters": parameters, "weights": weights}
+    return {
+        "bits": FLOAT_BITS if row is None else row.bits_per_weight(step.options["block"]),
+        "made": {**made, "layers": len(step.layers), "versions": report.versions, "machine": report.machine.title},
+        "rows": [one.model_dump() for one in report.measurements],
+        "output_sqnr_db": _mean(step.layers, "output_sqnr_db"),
+        "plain_output_sqnr_db": _mean(step.layers, "plain_output_sqnr_db"),
+    }
 
 
 def _mean(layers: tuple[LayerRecord, ...], field: str) -> float | None:
@@ -148,55 +221,62 @@ def _mean(layers: tuple[LayerRecord, ...], field: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _value(report: Report, name: str, pattern: str = "{:.4f}") -> str:
-    found = next((m for m in report.measurements if m.name == name and m.subject != "reference"), None)
-    if found is None or found.value is None:
-        return "not measured" if found is None else f"not measured: {found.not_measured}"
-    text = pattern.format(found.value)
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} ({pattern.format(found.low)} – {pattern.format(found.high)})"
+NUMBERS = {
+    "decoder": {
+        "bits_per_byte": ("bits per byte", "{:.4f}"), "bits_per_byte.recovery": ("bits per byte kept", "{:.4f}"),
+        "agreement.top1": ("top-1 agreement", "{:.4f}"), "kl.mean": ("mean KL, nat", "{:.2g}"),
+    },
+    "encoder": {
+        "embedding.retrieval": ("same nearest neighbour", "{:.4f}"), "embedding.cosine.mean": ("mean cosine", "{:.5f}"),
+        "embedding.cosine.min": ("least cosine", "{:.4f}"),
+    },
+    "vision": {
+        "accuracy.top1": ("accuracy", "{:.4f}"), "accuracy.top1.recovery": ("accuracy kept", "{:.4f}"),
+        "agreement.class": ("same class", "{:.4f}"),
+    },
+}  # fmt: skip
+"""Measurement → its column."""
 
 
-HEAD = [
-    "format, algorithm", "bits a weight", "bits per byte kept", "top-1 agreement", "mean KL, nat",
-    "output SQNR, dB", "the same, plain", "s", "peak GiB",
-]  # fmt: skip
+def megabytes(found: dict[str, Any]) -> float:
+    """Low-bit weights at their bits, scales included; all else in float32."""
+    made = found["made"]
+    return float((made["weights"] * found["bits"] / 8 + (made["parameters"] - made["weights"]) * 4) / 1e6)
+
+
+def value(found: dict[str, Any], name: str, pattern: str) -> str:
+    """A number with its interval, or why there is none."""
+    row = next((m for m in found["rows"] if m["name"] == name and m["subject"] != "reference"), None)
+    if row is None or row["value"] is None:
+        return f"not measured: {row['not_measured']}" if row else "–"
+    text = pattern.format(row["value"])
+    ends = [row["low"], row["high"]]
+    return text if None in ends else f"{text} ({pattern.format(ends[0])} – {pattern.format(ends[1])})"
+
+
+def ours_table(kind: str, found: list[dict[str, Any]]) -> str:
+    """Markdown. Pure."""
+    columns = NUMBERS[kind]
+    head = ["format, algorithm", "bits a weight", "MB", *(title for title, _ in columns.values())]
+    head += ["output SQNR, dB", "the same, plain", "s", "peak GiB"]
+    rows = []
+    for one in found:
+        numbers = [value(one, name, pattern) for name, (_, pattern) in columns.items()]
+        errors = ["–" if one[key] is None else f"{one[key]:.1f}" for key in ("output_sqnr_db", "plain_output_sqnr_db")]
+        cost = [f"{one['made']['seconds']:.0f}", f"{one['made']['peak_bytes'] / 2**30:.2f}"]
+        rows.append([one["name"], f"{one['bits']:.4g}", f"{megabytes(one):.2f}", *numbers, *errors, *cost])
+    return str(table(head, rows))
 
 
 def main() -> None:
-    """Build every row, print the page."""
-    options = argparse.ArgumentParser(description=__doc__)
+    """Build every row, print the tables of ours."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", default="", help="rows whose name holds this")
     options.add_argument("--folder", type=Path, default=ROOT / "build" / "accuracy")
-    options.add_argument("--cache", type=Path)
+    options.add_argument("--tasks", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     given = options.parse_args()
-    reports: dict[str, Report] = {}
-    wanted = {name: passes for name, passes in rows().items() if given.only in name}
-    with contextlib.suppress(KeyboardInterrupt):  # what is there is printed, and what is not is said
-        for name, passes in wanted.items():
-            reports[name] = build(name, passes, given.folder, given.cache)
-            print(" | ".join(cells(name, reports[name])), file=sys.stderr, flush=True)
-    missing = [name for name in wanted if name not in reports]
-    first = next(iter(reports.values()))
-    versions = ", ".join(
-        f"{name} {first.versions[name]}" for name in ("torch", "nvidia-modelopt") if name in first.versions
-    )
-    print(f"""# Accuracy of every format and algorithm
-
-Made by `python examples/results/accuracy.py > docs/results/accuracy.md` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, on
-{first.machine.title}, shared with other work; {versions}.
-
-The demo decoder (`examples/tiny-llama`, {first.parameters / 1e6:.2f} M parameters), its head left in float. Each row is `{RECIPE}`
-up to the model, with other passes and {DATA[0].split("=")[1]} sequences of 256 tokens to calibrate on and as many to evaluate, in PyTorch.
-In brackets: 95 % intervals. Output SQNR is the mean over the layers, on calibration data; *plain* is the same layers with largest
-values for ranges and rounding to nearest, behind the same rotation where there is one; of zeros, the same pattern by magnitude.
-Zeros and pruning leave weights in float32. Seconds are of the last pass that loses something.
-Definitions: [metrics.md](../metrics.md).
-
-{table(HEAD, [cells(name, report) for name, report in reports.items()])}""")
-    if missing:
-        print(f"\nNot measured, the script was interrupted: {'; '.join(missing)}.")
+    for kind in given.tasks:
+        print(f"## {kind}\n\n{ours_table(kind, measured(kind, given.folder.absolute(), given.only))}\n")
 
 
 if __name__ == "__main__":

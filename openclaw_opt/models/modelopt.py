@@ -241,7 +241,7 @@ def prove_equal(name: str, theirs: Any, ours: QuantLayer, x: Tensor) -> float:
         VerificationError: it is above TOLERANCE; the layer is named.
     """
     with blocks_on_cpu():
-        probe = _off_ties(theirs, x if x.ndim == 4 else x.flatten(0, -2)[:PROBE_ROWS])
+        probe = _off_ties(theirs, x if x.ndim == 4 else _rows_of(x))
         difference = relative_difference(theirs(probe), ours(probe))
     if difference > TOLERANCE:
         raise VerificationError(
@@ -250,6 +250,12 @@ def prove_equal(name: str, theirs: Any, ours: QuantLayer, x: Tensor) -> float:
             where=name,
         )
     return difference
+
+
+def _rows_of(x: Tensor) -> Tensor:
+    """PROBE_ROWS vectors with as many axes as `x` has: modelopt's scales a token go by the axes of the first input they saw."""
+    rows = x.flatten(0, -2)[:PROBE_ROWS]
+    return rows.reshape(*(1 for _ in x.shape[:-2]), *rows.shape)
 
 
 def _off_ties(layer: Any, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ Sizes = Mapping[str, int]
 
 ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "int8": ("smoothquant", "max"),
-    "int8_per_token": ("max",),
+    "int8_per_token": ("max", "gptq"),
     "int8_weight_only": ("max", "gptq"),
     "int4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
     "uint4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
@@ -89,7 +89,7 @@ class Quantize(Pass):
     held_back: Annotated[float, Field(gt=0, lt=1)] | None = None
     """auto: the share of the calibration samples that the choice is measured on and nothing else looks at. Default 0.5."""
     algorithm: Literal["auto", "max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"] = "auto"
-    """How weights are rounded. int8: smoothquant, max; int8_weight_only: max, gptq; int8_per_token, fp8, nvfp4: max;
+    """How weights are rounded. int8: smoothquant, max; int8_per_token, int8_weight_only: max, gptq; fp8, nvfp4: max;
     int4, uint4: gptq (ranges clipped, errors made up for by later columns), awq_gptq (after awq's factors), awq_full (factors and
     clipped ranges), awq (factors), rtn.
 

@@ -98,12 +98,22 @@ def python_of(name: str, cache: Path) -> str:
     if home is None:
         return sys.executable
     folder = cache / "venvs" / home
-    python = folder / "bin" / "python"
-    if not python.is_file():
+    fresh = not (folder / "ready").is_file()
+    python = made(folder, VENVS[home])
+    if fresh and home == "openvino":  # PyPI's torchvision does not fit a CPU build of torch, and text models need none
+        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "torchvision"], check=True)
+    return python
+
+
+def made(folder: Path, packages: tuple[str, ...]) -> str:
+    """The interpreter of an environment with these packages, made if it is not there."""
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *VENVS[home]], check=True)
-        if home == "openvino":  # PyPI's torchvision does not fit a CPU build of torch, and text models need none
-            subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", "torchvision"], check=True)
+        torch = [name for name in packages if name.startswith("torch==")]
+        for chosen in (torch, packages):  # torch first: a package that needs it then takes the build that is there
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *chosen], check=True)
+        ready.touch()
     return str(python)
 
 
