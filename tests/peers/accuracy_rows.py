@@ -100,6 +100,7 @@ PEERS: dict[str, tuple[Row, ...]] = {
     ),
     "encoder": (
         *_rows("w8a8", 8, *W8A8),
+        *_rows("", 8, "modelopt-int8-defaults", note="quantizes the inputs of norms too"),
         *_rows("w8a8-token", 8, "torchao-int8-dynamic", "onnxruntime-dynamic"),
         *_rows("", 8, "onnxruntime-dynamic-defaults", note="a scale a weight; quantizes the embedding too"),
         *_rows("w8", 8, "modelopt-int8-weight-only", "torchao-int8-weight-only"),

@@ -55,15 +55,15 @@ class Task:
     def checkpoint(self) -> str:
         return str(self.folder / "checkpoint")
 
-    def samples(self, split: str) -> list[Arrays]:
-        """`calibration` or `evaluation`, a sample at a time, padding left out."""
+    def samples(self, split: str, *, padded: bool = False) -> list[Arrays]:
+        """`calibration` or `evaluation`, a sample at a time; padding left out where it is not asked for."""
         with np.load(self.folder / f"{split}.npz") as stored:
             arrays = {name: stored[name] for name in stored.files}
         if self.kind == "vision":
             return [{"pixel_values": one[None]} for one in arrays["images"]]
         if self.kind == "decoder":
             return [{"input_ids": one[None], "attention_mask": np.ones_like(one[None])} for one in arrays["ids"]]
-        lengths = arrays["mask"].sum(1)
+        lengths = np.full(len(arrays["ids"]), arrays["ids"].shape[1]) if padded else arrays["mask"].sum(1)
         return [
             {
                 "input_ids": ids[None, :n],

@@ -38,6 +38,7 @@ def quantized(*words: str, **quantize: Any) -> Callable[[Task], Made]:
     def make(task: Task) -> Made:
         import datasets
         import numpy as np
+        import torch
         from llmcompressor import oneshot
 
         model = load(task)
@@ -45,6 +46,10 @@ def quantized(*words: str, **quantize: Any) -> Callable[[Task], Made]:
         found = made(model, task, layers)
         ids = np.concatenate([sample["input_ids"] for sample in task.samples("calibration")])
         rows = {"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()}
+        if (
+            not torch.accelerator.is_available()
+        ):  # its AWQ pins memory for an accelerator without asking if there is one
+            torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign, assignment]
         oneshot(
             model=model, dataset=datasets.Dataset.from_dict(rows), recipe=modifiers(words, quantize), max_seq_length=ids.shape[1],
             num_calibration_samples=len(ids), shuffle_calibration_samples=False,

@@ -109,10 +109,10 @@ class Reader:
         return iter(self.rows)
 
 
-def reader(file: Path, task: Task) -> Reader:
+def reader(file: Path, task: Task, *, padded: bool = False) -> Reader:
     import onnx
 
-    return Reader(task.samples("calibration"), {one.name for one in onnx.load(str(file)).graph.input})
+    return Reader(task.samples("calibration", padded=padded), {one.name for one in onnx.load(str(file)).graph.input})
 
 
 def finished(float_file: Path, file: Path, task: Task, **extra: Any) -> Made:
@@ -161,7 +161,7 @@ def static(method: str, **more: Any) -> Callable[[Task], Made]:
         ready, out = exported(task), task.work / "low.onnx"
         names, _, _ = targets(ready, task)
         tool.quantize_static(
-            str(ready), str(out), reader(ready, task), quant_format=tool.QuantFormat.QDQ, per_channel=True, nodes_to_quantize=names,
+            str(ready), str(out), reader(ready, task, padded=method != "MinMax"), quant_format=tool.QuantFormat.QDQ, per_channel=True, nodes_to_quantize=names,
             calibrate_method=getattr(tool.CalibrationMethod, method), activation_type=tool.QuantType.QUInt8, weight_type=tool.QuantType.QInt8,
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, **more},
         )  # fmt: skip

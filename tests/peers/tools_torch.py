@@ -63,7 +63,8 @@ def linears(model: Any, task: Task) -> dict[str, Any]:
 
 
 def parameters(model: Any) -> int:
-    return sum(one.numel() for one in model.parameters())
+    """All but those of an encoder's pooler, which no embedding passes."""
+    return sum(one.numel() for name, one in model.named_parameters() if "pooler" not in name)
 
 
 def made(model: Any, task: Task, layers: dict[str, Any], **extra: Any) -> Made:
