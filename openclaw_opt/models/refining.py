@@ -61,7 +61,7 @@ def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor, *, hold: b
     factors = layer.input_quantizer.pre_quant_scale
     if factors is not None:
         spread = factors.float().flatten()
-        gram = gram * spread[:, None] * spread
+        gram.mul_(spread[:, None]).mul_(spread)
     weight = layer.weight.float()
     block = scheme.block or weight.shape[1]
     grid = clipped_grid(weight, scheme.row.kind, block, block_grams(gram, block))
@@ -70,7 +70,7 @@ def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor, *, hold: b
         try:
             zeros = weight == 0 if hold else None
             options = {"damping": scheme.damping, "act_order": scheme.act_order}
-            values = gptq(weight, gram, grid, **options, zeros=zeros).values  # type: ignore[arg-type]
+            values = gptq(weight, gram, grid, **options, zeros=zeros, overwrite=True).values  # type: ignore[arg-type]
         except NotPositive as error:
             raise RecipeError(
                 f"gptq: {error}", where=name, fix="more calibration samples, or algorithm: awq"

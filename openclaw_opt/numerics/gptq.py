@@ -48,6 +48,7 @@ def gptq(
     damping: float = 0.01,
     act_order: bool = True,
     zeros: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Gptq:
     """Round `weight` to `grid`.
 
@@ -58,15 +59,20 @@ def gptq(
         damping: λ. Raised tenfold while no Cholesky factor exists, at most to MOST_DAMPING.
         act_order: largest H_jj first.
         zeros: bool [N, K], weights that stay zero: the columns after them make up for what they would have taken on.
+        overwrite: take the memory of `gram` for the work; it holds other numbers afterwards.
 
     Raises:
         NotPositive: no factor with MOST_DAMPING.
     """
     columns = weight.shape[1]
     block = columns // grid.scale.shape[1]
-    hessian = without_unused(gram)
-    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
-    factor, used = inverse_factor(hessian[order][:, order], damping)
+    hessian = without_unused(gram, overwrite=overwrite)
+    order = torch.arange(columns)
+    if act_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+        hessian.copy_(hessian[order][:, order])
+    factor, used = inverse_factor(hessian, damping)
+    del hessian
     held = None if zeros is None else zeros[:, order]
 
     def column(j: int, work: Tensor) -> Tensor:
@@ -99,25 +105,29 @@ def compensated(weight: Tensor, factor: Tensor, column: Column) -> Tensor:
     return made
 
 
-def without_unused(gram: Tensor) -> Tensor:
-    """H in units of its mean diagonal, with ones on the diagonal of unused inputs."""
+def without_unused(gram: Tensor, *, overwrite: bool = False) -> Tensor:
+    """H in units of its mean diagonal, with ones on the diagonal of unused inputs; in the memory of `gram` if it may be."""
     diagonal = gram.diagonal()
     unused = diagonal == 0
     mean = diagonal[~unused].mean() if bool((~unused).any()) else diagonal.new_ones(())
-    hessian = gram.float() / mean
+    hessian = gram.div_(mean) if overwrite and gram.dtype == torch.float32 else gram.float() / mean
     hessian[unused, unused] = 1.0
     return hessian
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper Cholesky factor of the damped inverse, and the damping that gave one."""
-    mean = hessian.diagonal().mean()
+    """Upper Cholesky factor of the damped inverse, and the damping that gave one. At most two matrices beside `hessian`."""
+    before = hessian.diagonal().clone()
+    mean = before.mean()
     while True:
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        hessian.diagonal().copy_(before + damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        hessian.diagonal().copy_(before)
         if not int(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            del lower
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            del inverse
             if not int(failed) and bool(upper.isfinite().all()):
                 return upper, damping
         if damping >= MOST_DAMPING or not bool(hessian.isfinite().all()):

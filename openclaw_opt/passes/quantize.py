@@ -18,7 +18,7 @@ from openclaw_opt.passes.candidates import AUTO, Candidates, Within
 from openclaw_opt.targets import FASTEST, Target, formats_of
 
 if TYPE_CHECKING:
-    from openclaw_opt.models.quantizing import Job
+    from openclaw_opt.models.schemes import Job
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
 Algorithm = Literal["max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"]
@@ -331,7 +331,7 @@ class Quantize(Pass):
 
     def job(self, task: str) -> Job:
         """The same with every default filled in."""
-        from openclaw_opt.models.quantizing import Job
+        from openclaw_opt.models.schemes import Job
 
         algorithm = self.algorithm_for(task)
         return Job(
