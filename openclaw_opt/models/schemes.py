@@ -64,6 +64,7 @@ class Scheme:
     ranges: Ranges = "max"
     damping: float = 0.01
     act_order: bool = True
+    sweeps: int = 2
     per_channel: bool = False
     """fp8: a scale for each output channel of a weight in place of one for the whole."""
 
@@ -120,6 +121,7 @@ class Job:
     percentile: float | None = None
     damping: float = 0.01
     act_order: bool = True
+    sweeps: int = 2
     per_channel: bool = False
 
     @property
@@ -132,6 +134,7 @@ class Job:
             self.ranges,
             self.damping,
             self.act_order,
+            self.sweeps,
             self.per_channel,
         )
 

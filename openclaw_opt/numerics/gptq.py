@@ -40,6 +40,15 @@ class Gptq:
     damping: float
 
 
+@dataclass(frozen=True)
+class Factored:
+    """A layer's inputs as GPTQ uses them: the factor of `inverse_factor` [K, K], the columns' order [K], the damping."""
+
+    factor: Tensor
+    order: Tensor
+    damping: float
+
+
 def gptq(
     weight: Tensor,
     gram: Tensor,
@@ -48,7 +57,6 @@ def gptq(
     damping: float = 0.01,
     act_order: bool = True,
     zeros: Tensor | None = None,
-    overwrite: bool = False,
 ) -> Gptq:
     """Round `weight` to `grid`.
 
@@ -59,28 +67,41 @@ def gptq(
         damping: λ. Raised tenfold while no Cholesky factor exists, at most to MOST_DAMPING.
         act_order: largest H_jj first.
         zeros: bool [N, K], weights that stay zero: the columns after them make up for what they would have taken on.
-        overwrite: take the memory of `gram` for the work; it holds other numbers afterwards.
 
     Raises:
         NotPositive: no factor with MOST_DAMPING.
     """
-    columns = weight.shape[1]
-    block = columns // grid.scale.shape[1]
-    hessian = without_unused(gram, overwrite=overwrite)
-    order = torch.arange(columns)
-    if act_order:
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-        hessian.copy_(hessian[order][:, order])
+    inputs = factored(without_unused(gram), damping, act_order=act_order)
+    return Gptq(rounded(weight, grid, inputs, zeros), inputs.damping)
+
+
+def factored(hessian: Tensor, damping: float, *, act_order: bool) -> Factored:
+    """What `rounded` needs of H [K, K], float32; H is as it was afterwards, and no third matrix is beside it on the way.
+
+    Raises what `gptq` raises."""
+    if not act_order:
+        factor, used = inverse_factor(hessian, damping)
+        return Factored(factor, torch.arange(hessian.shape[0]), used)
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    hessian.copy_(hessian[order][:, order])
     factor, used = inverse_factor(hessian, damping)
-    del hessian
+    back = order.argsort()
+    hessian.copy_(hessian[back][:, back])
+    return Factored(factor, order, used)
+
+
+def rounded(weight: Tensor, grid: Grid, inputs: Factored, zeros: Tensor | None = None) -> Tensor:
+    """`weight` [N, K] on `grid`, float32; rows do not depend on each other."""
+    order = inputs.order
+    block = weight.shape[1] // grid.scale.shape[1]
     held = None if zeros is None else zeros[:, order]
 
     def column(j: int, work: Tensor) -> Tensor:
-        rounded = grid.column(work[:, j], int(order[j]) // block)
-        return rounded if held is None else rounded.masked_fill(held[:, j], 0.0)
+        nearest = grid.column(work[:, j], int(order[j]) // block)
+        return nearest if held is None else nearest.masked_fill(held[:, j], 0.0)
 
-    rounded = compensated(weight.float()[:, order], factor, column)
-    return Gptq(rounded[:, order.argsort()].contiguous(), used)
+    made = compensated(weight.float()[:, order], inputs.factor, column)
+    return made[:, order.argsort()].contiguous()
 
 
 def compensated(weight: Tensor, factor: Tensor, column: Column) -> Tensor:
