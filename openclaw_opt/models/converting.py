@@ -82,6 +82,7 @@ def convert(
     reach = _surveyed(opened(), names, feed.floats, job, part(progress, 0.0, 0.1))
     names, unreached = _reached(names, reach)
     theirs = opened()
+    untie(theirs, names)
     said = calibrated(theirs, names, job.scheme, feed.floats, part(progress, 0.1, 0.55))
     grids = refined(theirs, names, job.scheme, feed.changed, part(progress, 0.55, 0.8), sparse)
     if feed.rounded is not None:
@@ -100,6 +101,12 @@ def convert(
         errors = measure(reference, theirs, layers, feed.floats, part(progress, 0.85, 1.0))
     rows = {name: _row(name, reference, theirs, layers, job, errors, said) for name in names}
     return Piece(ours, rows, unreached, max(errors.proven.values(), default=None))
+
+
+def untie(module: nn.Module, names: Collection[str]) -> None:
+    """Give a head that is to change a weight of its own: an algorithm multiplies it in place, and the embedding must stay."""
+    if isinstance(module, Decoder) and module.spec.tied and "head" in names:
+        module.head.weight = nn.Parameter(module.head.weight.detach().clone(), requires_grad=False)
 
 
 @contextmanager
