@@ -20,7 +20,7 @@ from openclaw_opt.backends import trt_sparsity
 from openclaw_opt.cli import app
 from openclaw_opt.data import Source
 from openclaw_opt.errors import RecipeError, VerificationError
-from openclaw_opt.models import quantizing, sparsifying
+from openclaw_opt.models import converting, sparsifying
 from openclaw_opt.models.calibrate import Calibration
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.export import export_graph
@@ -159,8 +159,8 @@ def test_quantizing_keeps_every_zero(llama: Alone, sparse: Model, fmt: Any, algo
 
 
 def test_gptq_that_fills_zeros_is_caught(llama: Alone, sparse: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = quantizing.refined
-    monkeypatch.setattr(quantizing, "refined", lambda *arguments: real(*arguments[:5]))
+    real = converting.refined
+    monkeypatch.setattr(converting, "refined", lambda *arguments: real(*arguments[:5]))
     with pytest.raises(VerificationError, match=r"layers\.0\.qkv: \d+ of 4096 zeros are lost by rounding"):
         llama(Quantize(format="int4", algorithm="gptq"), sparse, tokens())
 

@@ -22,7 +22,8 @@ from openclaw_opt.graph.to_tensorrt import lower
 from openclaw_opt.models.calibrate import Calibration, decoder_calibration, sentence_batches
 from openclaw_opt.models.export import export_graph
 from openclaw_opt.models.load import load_model
-from openclaw_opt.models.quantizing import Input, Job, quantize_model
+from openclaw_opt.models.quantizing import Input, quantize_model
+from openclaw_opt.models.schemes import Job
 from openclaw_opt.models.spec import ModelFacts, read_facts
 from openclaw_opt.passes.quantize import DEFAULT_KEEP
 from openclaw_opt.targets import target_named

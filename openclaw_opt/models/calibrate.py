@@ -28,7 +28,7 @@ Seen = Callable[[str, Tensor, Tensor], None]
 class Calibration:
     """Batches, and how much they are."""
 
-    batches: tuple[Batch, ...]
+    batches: Sequence[Batch]
     sequences: int
     """Sequences, sentences or images."""
     tokens: int

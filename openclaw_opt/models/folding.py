@@ -24,6 +24,7 @@ from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.calibrate import Batch, layer_outputs
 from openclaw_opt.models.decoder import Decoder, Layer, Norm
 from openclaw_opt.models.linear import QuantLayer, QuantLinear
+from openclaw_opt.models.stages import HeadStage, LayerStage
 from openclaw_opt.numerics.quantization import relative_difference
 
 TOLERANCE = 1e-4
@@ -42,8 +43,16 @@ def fold(decoder: Decoder, probe: Batch) -> list[str]:
     folded = [f"layers.{i}.{part}" for i, layer in enumerate(decoder.layers) for part in _fold_layer(layer)]  # type: ignore[arg-type]
     folded += ["head"] if _into_norm(decoder.norm_out, decoder.head) else []
     if folded:
-        _compare(before, _outputs(decoder, probe))
+        compare(before, _outputs(decoder, probe))
     return folded
+
+
+def fold_stage(stage: nn.Module) -> list[str]:
+    """The same in one stage of a decoder, without a proof; names of the layers that lost their factors."""
+    if isinstance(stage, LayerStage):
+        return [f"{stage.name}.{part}" for part in _fold_layer(stage.layer)]
+    assert isinstance(stage, HeadStage)
+    return ["head"] if _into_norm(stage.norm_out, stage.head) else []
 
 
 def _fold_layer(layer: Layer) -> Iterator[str]:
@@ -132,7 +141,8 @@ def inputs_unquantized(module: nn.Module) -> Iterator[None]:
             layer.takes_float = before
 
 
-def _compare(before: list[tuple[str, Tensor]], after: list[tuple[str, Tensor]]) -> None:
+def compare(before: list[tuple[str, Tensor]], after: list[tuple[str, Tensor]]) -> None:
+    """VerificationError where outputs of one name differ by more than TOLERANCE."""
     for (name, old), (_, new) in zip(before, after, strict=True):
         difference = relative_difference(old, new)
         if difference > TOLERANCE:

@@ -2,8 +2,9 @@
 
 A decoder streams: the hidden states of all batches stand before one layer, that layer's linears are handed over, then the
 states run through what became of it. So at most one layer's matrices and one set of hidden states are in memory. Within a
-layer all four linears see the float layer. Models that run as Hugging Face wrote them go through whole, as many linears at a
-time as GRAM_BYTES hold, and their linears see the unchanged model.
+layer all four linears see the float layer. One stage of a decoder (`models.stages`) has its states brought to it. Models that
+run as Hugging Face wrote them go through whole, as many linears at a time as GRAM_BYTES hold, and their linears see the
+unchanged model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from openclaw_opt.models.calibrate import Calibration, Progress, run_batches, watched
 from openclaw_opt.models.decoder import Decoder
+from openclaw_opt.models.stages import Stage
 
 GRAM_BYTES = 2**30
 Change = Callable[[str, Tensor], None]
@@ -30,6 +32,12 @@ def each_gram(
     """Call `change` for every linear in `names`, in the order of the model's computation."""
     if isinstance(module, Decoder):
         _through_decoder(module, names, calibration, change, progress)
+        return
+    if isinstance(module, Stage):
+        with gathered(module, names) as grams:
+            run_batches(module, calibration, progress, "inputs of each layer")
+        for name in names:
+            change(name, grams.pop(name))
         return
     chunks = list(_chunks(module, names))
     for i, chunk in enumerate(chunks):
@@ -77,7 +85,10 @@ def gathered(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tens
 
     def add(name: str, x: Tensor, y: Tensor) -> None:
         products = _products(x)
-        grams[name] = grams[name] + products if name in grams else products
+        if name in grams:
+            grams[name] += products
+        else:
+            grams[name] = products
 
     every = list(names)
     with watched(module, every, add), weights_unquantized([module.get_submodule(name) for name in every]):

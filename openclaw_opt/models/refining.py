@@ -1,4 +1,4 @@
-"""Our own algorithms, on layers that nvidia-modelopt has put its quantizers on: GPTQ, clip search, zero points.
+"""Our own algorithms, on layers that nvidia-modelopt has put its quantizers on: GPTQ with descent, clip search, zero points.
 
 Each finds a grid for the weight and rounds the weight to it, in place. modelopt's quantizer is then set to that grid, which
 leaves such a weight as it is: its fake-quantized layer still is what our layer is proven against. modelopt has no quantizer
@@ -18,7 +18,8 @@ from openclaw_opt.models.calibrate import Calibration, Progress
 from openclaw_opt.models.layerwise import each_gram
 from openclaw_opt.models.schemes import Scheme
 from openclaw_opt.numerics.clipping import block_grams, clipped_grid
-from openclaw_opt.numerics.gptq import NotPositive, gptq
+from openclaw_opt.numerics.fitting import Options, fitted
+from openclaw_opt.numerics.gptq import NotPositive
 from openclaw_opt.numerics.grid import AFFINE, Grid, grid_of
 from openclaw_opt.numerics.quantization import TOP
 
@@ -61,21 +62,18 @@ def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor, *, hold: b
     factors = layer.input_quantizer.pre_quant_scale
     if factors is not None:
         spread = factors.float().flatten()
-        gram = gram * spread[:, None] * spread
+        gram.mul_(spread[:, None]).mul_(spread)
     weight = layer.weight.float()
     block = scheme.block or weight.shape[1]
-    grid = clipped_grid(weight, scheme.row.kind, block, block_grams(gram, block))
-    values = grid.rounded(weight)
-    if scheme.compensates:
-        try:
-            zeros = weight == 0 if hold else None
-            options = {"damping": scheme.damping, "act_order": scheme.act_order}
-            values = gptq(weight, gram, grid, **options, zeros=zeros).values  # type: ignore[arg-type]
-        except NotPositive as error:
-            raise RecipeError(
-                f"gptq: {error}", where=name, fix="more calibration samples, or algorithm: awq"
-            ) from error
-    return _put(layer, grid, values)
+    if not scheme.compensates:
+        grid = clipped_grid(weight, scheme.row.kind, block, block_grams(gram, block))
+        return _put(layer, grid, grid.rounded(weight))
+    options = Options(scheme.row.kind, block, scheme.damping, scheme.act_order, scheme.sweeps)
+    try:
+        made = fitted(weight, gram, options, zeros=weight == 0 if hold else None)
+    except NotPositive as error:
+        raise RecipeError(f"gptq: {error}", where=name, fix="more calibration samples, or algorithm: awq") from error
+    return _put(layer, made.grid, made.values)
 
 
 def _alone(layer: Any, scheme: Scheme) -> Grid:

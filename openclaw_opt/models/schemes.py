@@ -1,4 +1,5 @@
-"""What may be asked of quantized layers: a number format's settings for nvidia-modelopt, and a scheme, which names one with an algorithm."""
+"""What may be asked of quantized layers: a number format's settings for nvidia-modelopt, a scheme, which names one with an
+algorithm, and a job, which is what a quantize pass asks."""
 
 from __future__ import annotations
 
@@ -43,6 +44,7 @@ ROWS: dict[str, Row] = {
 }
 BLOCKED = ("int4", "uint4", "nvfp4")
 Algorithm = Literal["max", "rtn", "smoothquant", "awq", "awq_full", "gptq", "awq_gptq"]
+PLAIN: tuple[Algorithm, ...] = ("max", "rtn")
 SCALES_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "awq_gptq")
 """Algorithms that begin with AWQ's search for input factors."""
 SWEEPS: dict[Algorithm, int] = {
@@ -62,6 +64,7 @@ class Scheme:
     ranges: Ranges = "max"
     damping: float = 0.01
     act_order: bool = True
+    sweeps: int = 2
     per_channel: bool = False
     """fp8: a scale for each output channel of a weight in place of one for the whole."""
 
@@ -72,7 +75,7 @@ class Scheme:
     @property
     def needs_data(self) -> bool:
         """Does modelopt's own part of it run the model?"""
-        return self.has_ranges or self.algorithm in ("smoothquant", *SCALES_INPUTS)
+        return self.has_ranges or self.may_scale_inputs
 
     @property
     def has_ranges(self) -> bool:
@@ -82,6 +85,11 @@ class Scheme:
     @property
     def compensates(self) -> bool:
         return self.algorithm in ("gptq", "awq_gptq")
+
+    @property
+    def may_scale_inputs(self) -> bool:
+        """May layers multiply their inputs with factors?"""
+        return self.algorithm in ("smoothquant", *SCALES_INPUTS)
 
     @property
     def uses_inputs(self) -> bool:
@@ -97,3 +105,49 @@ class Scheme:
     def clips_weights(self) -> bool:
         """Are weight ranges searched for the least squared error of the weight?"""
         return self.ranges == "mse" and self.row.input is None
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of a quantize pass with every default filled in."""
+
+    format: str
+    algorithm: Algorithm
+    alpha: float | None
+    block: int | None
+    least_rows: int = 0
+    """Vectors every layer must see in calibration."""
+    ranges: Ranges = "max"
+    percentile: float | None = None
+    damping: float = 0.01
+    act_order: bool = True
+    sweeps: int = 2
+    per_channel: bool = False
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme(
+            self.format,
+            self.algorithm,
+            self.alpha,
+            self.block,
+            self.ranges,
+            self.damping,
+            self.act_order,
+            self.sweeps,
+            self.per_channel,
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Is it what every algorithm is compared with: largest values, rounding to nearest?"""
+        return self.algorithm in PLAIN and self.ranges == "max"
+
+    @property
+    def title(self) -> str:
+        more = ", per channel" if self.per_channel else ""
+        more += f", alpha {self.alpha:g}" if self.alpha is not None else ""
+        more += f", blocks of {self.block}" if self.block is not None else ""
+        if self.ranges != "max":
+            more += f", {self.ranges} ranges" if self.percentile is None else f", percentile {self.percentile:g}"
+        return f"{self.format} ({self.algorithm}{more})"

@@ -23,7 +23,7 @@ from openclaw_opt.models.layerwise import each_gram
 from openclaw_opt.models.rewritten import Rewritten
 from openclaw_opt.models.spec import ModelFacts
 from openclaw_opt.models.store import open_model, save_model
-from openclaw_opt.models.survey import refuse_broken_weights, survey
+from openclaw_opt.models.survey import broken_weights, refuse_broken, survey
 from openclaw_opt.numerics.gptq import NotPositive, output_error
 from openclaw_opt.numerics.quantization import sqnr_db
 from openclaw_opt.numerics.sparsity import Sparse, by_magnitude, by_sparsegpt, by_wanda, is_two_of_four, zeros_share
@@ -78,7 +78,7 @@ def sparsify_model(
     module = open_model(source)
     every = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     names = choose({name: layer.in_features for name, layer in every.items()}, facts.task)
-    refuse_broken_weights(module, names)
+    refuse_broken(broken_weights(module, names))
     names, unreached = _reached(module, names, calibration, lambda part, text: progress(0.2 * part, text))
     untied = _untie(module, names)
     done = _Done()

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from openclaw_opt.artifacts import FloatType, Model, Task
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.linear import QuantConv2d, QuantLinear, quantized_layers, replace_layer
-from openclaw_opt.models.spec import LayerQuant, ModelFacts, read_facts, write_facts
+from openclaw_opt.models.spec import DecoderSpec, LayerQuant, ModelFacts, read_facts, write_facts
+from openclaw_opt.models.tensor_file import Read, write_tensors
 
 WEIGHTS = "model.safetensors"
 DTYPES: dict[FloatType, torch.dtype] = {
@@ -70,6 +72,26 @@ def save_model(module: nn.Module, facts: ModelFacts, folder: Path, assets_from: 
     return model
 
 
+def write_decoder(
+    facts: ModelFacts, entries: Mapping[str, Tensor], read: Read, folder: Path, assets_from: Path
+) -> Model:
+    """Write a decoder tensor by tensor: the folder that `save_model` writes from the whole.
+
+    Args:
+        facts: those of the model that is written.
+        entries, read: as `models.tensor_file.write_tensors` takes them; a tied head is not among them.
+
+    Raises:
+        RecipeError: config.json or the tokenizer is missing in `assets_from`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = Model(folder)
+    copy_assets(assets_from, model.assets, facts.task)
+    write_tensors(folder / WEIGHTS, entries, read)
+    write_facts(model, facts)
+    return model
+
+
 def float_type(module: nn.Module) -> FloatType:
     """The dtype of the float weights; of the first that there is."""
     dtype = next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
@@ -105,19 +127,30 @@ def open_model(model: Model) -> nn.Module:
     """The module (a Decoder, or what `models.hf` builds), its weights memory-mapped, in eval mode, without gradients."""
     facts = read_facts(model)
     if facts.decoder is not None:
-        with torch.device("meta"):
-            module: nn.Module = Decoder(facts.decoder)
+        module: nn.Module = empty_decoder(facts.decoder, facts.quant)
     else:
         from openclaw_opt.models.hf import build_hf
 
         module = build_hf(facts, model.assets)
-    for name, quant in facts.quant.items():
-        replace_layer(module, name, _empty(module.get_submodule(name), quant))
+        _place(module, facts.quant)
     _fill(module, load_file(model.folder / WEIGHTS), model.folder / WEIGHTS)
     return module.eval().requires_grad_(False)
 
 
-def _empty(layer: nn.Module, quant: LayerQuant) -> nn.Module:
+def empty_decoder(spec: DecoderSpec, quant: Mapping[str, LayerQuant]) -> Decoder:
+    """The decoder on the meta device: names and shapes, no numbers."""
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    _place(decoder, quant)
+    return decoder
+
+
+def _place(module: nn.Module, quant: Mapping[str, LayerQuant]) -> None:
+    for name, one in quant.items():
+        replace_layer(module, name, empty_layer(module.get_submodule(name), one))
+
+
+def empty_layer(layer: nn.Module, quant: LayerQuant) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
         return QuantConv2d.like(layer, quant)
     assert isinstance(layer, nn.Linear)
@@ -129,9 +162,14 @@ def _fill(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
     absent = list(missing)
     if isinstance(module, Decoder) and module.tie() and "head.weight" in absent:
         absent.remove("head.weight")
-    if absent or unknown:
+    refuse_damage(absent, unknown, where)
+
+
+def refuse_damage(missing: Sequence[str], unknown: Sequence[str], where: Path) -> None:
+    """RecipeError where a model folder lacks tensors or has some that nobody knows."""
+    if missing or unknown:
         raise RecipeError(
-            f"the model folder is damaged: missing {absent[:3]}, unknown {unknown[:3]}",
+            f"the model folder is damaged: missing {[*missing[:3]]}, unknown {[*unknown[:3]]}",
             where=str(where),
             fix="delete the folder and build again",
         )

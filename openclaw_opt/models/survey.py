@@ -23,8 +23,8 @@ class Reach:
     """Largest absolute value of its inputs."""
 
 
-def refuse_broken_weights(module: nn.Module, names: Sequence[str]) -> None:
-    """RecipeError for a weight or bias that holds NaN or infinity; every such layer is named."""
+def broken_weights(module: nn.Module, names: Sequence[str]) -> list[RecipeError]:
+    """One for each weight or bias of the layers in `names` that holds NaN or infinity."""
     wrong = []
     for name in names:
         for part, value in module.get_submodule(name).named_parameters(recurse=False):
@@ -32,8 +32,13 @@ def refuse_broken_weights(module: nn.Module, names: Sequence[str]) -> None:
             if count:
                 what = f"{count} of {value.numel()} numbers are NaN or infinite"
                 wrong.append(RecipeError(what, where=f"{name}.{part}", fix="check the checkpoint, or keep this layer"))
+    return wrong
+
+
+def refuse_broken(wrong: Sequence[RecipeError]) -> None:
+    """RecipeError for what `broken_weights` found; every such layer is named."""
     if wrong:
-        raise wrong[0] if len(wrong) == 1 else RecipeError(f"{len(wrong)} damaged weights", mistakes=wrong)
+        raise wrong[0] if len(wrong) == 1 else RecipeError(f"{len(wrong)} damaged weights", mistakes=[*wrong])
 
 
 @torch.no_grad()

@@ -34,23 +34,43 @@ class Piece:
     shape: tuple[int, ...]
 
 
+class CheckpointDecoder:
+    """A checkpoint's tensors as those of the canonical decoder, each made when it is asked for. `empty` has no numbers."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        """Raises what `decoder_from_checkpoint` raises."""
+        spec = spec_from_config(checkpoint.config)
+        if not isinstance(spec, DecoderSpec):
+            raise RecipeError(f"{spec.architecture} is no decoder", where=str(checkpoint.folder))
+        self.spec, self.dtype = spec, dtype
+        self._source, self._family = readable(checkpoint), decoder_family(spec)
+        with torch.device("meta"):
+            self.empty = Decoder(spec).to(dtype)
+        wanted = _wanted(self.empty, self._family, frozenset(self._source.tensors))
+        self._pieces = {name: tuple(pieces) for name, pieces in wanted}
+        shapes = {piece.name: piece.shape for pieces in self._pieces.values() for piece in pieces}
+        spare = expect(self._source, shapes)
+        _refuse_spare(self._source, spec, spare, self._pieces["embed.weight"][0].name)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the decoder's tensors; a tied head is not among them."""
+        return list(self._pieces)
+
+    def read(self, name: str) -> Tensor:
+        """One of the decoder's tensors, in its type."""
+        return _assemble(self._source, self._family, name, self._pieces[name], self.dtype)
+
+
 def decoder_from_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype) -> Decoder:
     """The checkpoint's decoder in `dtype`.
 
     Raises:
         RecipeError: the architecture is not a supported decoder, or a tensor is missing, unknown or wrongly shaped.
     """
-    spec = spec_from_config(checkpoint.config)
-    if not isinstance(spec, DecoderSpec):
-        raise RecipeError(f"{spec.architecture} is no decoder", where=str(checkpoint.folder))
-    source, family = readable(checkpoint), decoder_family(spec)
-    with torch.device("meta"):
-        decoder = Decoder(spec)
-    wanted = {name: tuple(pieces) for name, pieces in _wanted(decoder, family, frozenset(source.tensors))}
-    spare = expect(source, {piece.name: piece.shape for pieces in wanted.values() for piece in pieces})
-    _refuse_spare(source, spec, spare, wanted["embed.weight"][0].name)
-    state = {name: _assemble(source, family, name, pieces, dtype) for name, pieces in wanted.items()}
-    decoder.load_state_dict(state, strict=False, assign=True)
+    source = CheckpointDecoder(checkpoint, dtype)
+    decoder = source.empty
+    decoder.load_state_dict({name: source.read(name) for name in source.names}, strict=False, assign=True)
     decoder.tie()
     return decoder.eval().requires_grad_(False)
 

@@ -40,6 +40,15 @@ class Gptq:
     damping: float
 
 
+@dataclass(frozen=True)
+class Factored:
+    """A layer's inputs as GPTQ uses them: the factor of `inverse_factor` [K, K], the columns' order [K], the damping."""
+
+    factor: Tensor
+    order: Tensor
+    damping: float
+
+
 def gptq(
     weight: Tensor,
     gram: Tensor,
@@ -62,19 +71,37 @@ def gptq(
     Raises:
         NotPositive: no factor with MOST_DAMPING.
     """
-    columns = weight.shape[1]
-    block = columns // grid.scale.shape[1]
-    hessian = without_unused(gram)
-    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
-    factor, used = inverse_factor(hessian[order][:, order], damping)
+    inputs = factored(without_unused(gram), damping, act_order=act_order)
+    return Gptq(rounded(weight, grid, inputs, zeros), inputs.damping)
+
+
+def factored(hessian: Tensor, damping: float, *, act_order: bool) -> Factored:
+    """What `rounded` needs of H [K, K], float32; H is as it was afterwards, and no third matrix is beside it on the way.
+
+    Raises what `gptq` raises."""
+    if not act_order:
+        factor, used = inverse_factor(hessian, damping)
+        return Factored(factor, torch.arange(hessian.shape[0]), used)
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    hessian.copy_(hessian[order][:, order])
+    factor, used = inverse_factor(hessian, damping)
+    back = order.argsort()
+    hessian.copy_(hessian[back][:, back])
+    return Factored(factor, order, used)
+
+
+def rounded(weight: Tensor, grid: Grid, inputs: Factored, zeros: Tensor | None = None) -> Tensor:
+    """`weight` [N, K] on `grid`, float32; rows do not depend on each other."""
+    order = inputs.order
+    block = weight.shape[1] // grid.scale.shape[1]
     held = None if zeros is None else zeros[:, order]
 
     def column(j: int, work: Tensor) -> Tensor:
-        rounded = grid.column(work[:, j], int(order[j]) // block)
-        return rounded if held is None else rounded.masked_fill(held[:, j], 0.0)
+        nearest = grid.column(work[:, j], int(order[j]) // block)
+        return nearest if held is None else nearest.masked_fill(held[:, j], 0.0)
 
-    rounded = compensated(weight.float()[:, order], factor, column)
-    return Gptq(rounded[:, order.argsort()].contiguous(), used)
+    made = compensated(weight.float()[:, order], inputs.factor, column)
+    return made[:, order.argsort()].contiguous()
 
 
 def compensated(weight: Tensor, factor: Tensor, column: Column) -> Tensor:
@@ -99,25 +126,29 @@ def compensated(weight: Tensor, factor: Tensor, column: Column) -> Tensor:
     return made
 
 
-def without_unused(gram: Tensor) -> Tensor:
-    """H in units of its mean diagonal, with ones on the diagonal of unused inputs."""
+def without_unused(gram: Tensor, *, overwrite: bool = False) -> Tensor:
+    """H in units of its mean diagonal, with ones on the diagonal of unused inputs; in the memory of `gram` if it may be."""
     diagonal = gram.diagonal()
     unused = diagonal == 0
     mean = diagonal[~unused].mean() if bool((~unused).any()) else diagonal.new_ones(())
-    hessian = gram.float() / mean
+    hessian = gram.div_(mean) if overwrite and gram.dtype == torch.float32 else gram.float() / mean
     hessian[unused, unused] = 1.0
     return hessian
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper Cholesky factor of the damped inverse, and the damping that gave one."""
-    mean = hessian.diagonal().mean()
+    """Upper Cholesky factor of the damped inverse, and the damping that gave one. At most two matrices beside `hessian`."""
+    before = hessian.diagonal().clone()
+    mean = before.mean()
     while True:
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        hessian.diagonal().copy_(before + damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        hessian.diagonal().copy_(before)
         if not int(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            del lower
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            del inverse
             if not int(failed) and bool(upper.isfinite().all()):
                 return upper, damping
         if damping >= MOST_DAMPING or not bool(hessian.isfinite().all()):

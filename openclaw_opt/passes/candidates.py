@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 FLOAT = "fp16"
-OPTIONS = ("algorithm", "calibration", "percentile", "damping", "act_order", "alpha", "block", "per_channel")
+OPTIONS = ("algorithm", "calibration", "percentile", "damping", "act_order", "sweeps", "alpha", "block", "per_channel")
 """Options that a candidate may have of its own; algorithm and ranges first, which decide what the others mean."""
 OF_AUTO = ("candidates", "within", "minimise", "held_back")
 EXAMPLE = {

@@ -73,7 +73,7 @@ def choose_formats(options: Quantize, source: Model, work: Work) -> Done[Model]:
     calibration = batches_of(fit, options.batch_size)
     unseen = batches_of(kept_back, options.batch_size)
     given = Input(source, facts, calibration)
-    libraries = _made(options, given, _part(work, 0.0, 0.4))
+    libraries = _made(options, given, _folder(work), _part(work, 0.0, 0.4))
     module = open_model(source)
     floats_allowed = any(item["format"] == FLOAT for item in options.candidates or ())
     layers = _layers(module, libraries, work, options, floats_allowed)
@@ -116,7 +116,9 @@ def _folder(work: Work) -> Path:
     return work.folder
 
 
-def _made(options: Quantize, given: Input, progress: Callable[[float, str], None]) -> dict[str, Converted]:
+def _made(
+    options: Quantize, given: Input, scratch: Path, progress: Callable[[float, str], None]
+) -> dict[str, Converted]:
     """Every candidate, for all layers that it takes."""
     variants = expanded(options, given.facts.task)
 
@@ -129,6 +131,7 @@ def _made(options: Quantize, given: Input, progress: Callable[[float, str], None
             one.job(given.facts.task),
             partial(one.chosen, done=tuple(given.facts.quant)),
             partial(told, i, label),
+            scratch,
         )
         for i, (label, one) in enumerate(variants.items())
     }

@@ -18,7 +18,7 @@ from openclaw_opt.passes.candidates import AUTO, Candidates, Within
 from openclaw_opt.targets import FASTEST, Target, formats_of
 
 if TYPE_CHECKING:
-    from openclaw_opt.models.quantizing import Job
+    from openclaw_opt.models.schemes import Job
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
 Algorithm = Literal["max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"]
@@ -55,6 +55,7 @@ SMOOTHQUANT_TOKENS = 1024
 DEFAULT_ALPHA = 0.5
 DEFAULT_PERCENTILE = 99.99
 DEFAULT_DAMPING = 0.01
+DEFAULT_SWEEPS = 2
 DEFAULT_KEEP = {"decoder": ("head",), "encoder": (), "vision": ("model.classifier*",)}
 BLOCKS = (16, 32, 64, 128, 256)
 NVFP4_BLOCK = 16
@@ -103,6 +104,8 @@ class Quantize(Pass):
     """gptq: what is added to the diagonal of the inputs' products, as a share of its mean. Default 0.01."""
     act_order: bool | None = None
     """gptq: round the columns with the largest inputs first. Default true."""
+    sweeps: Annotated[int, Field(ge=0, le=100)] | None = None
+    """gptq: how often scales and codes are looked at again after it. Default 2; 0 leaves what GPTQ gave."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """SmoothQuant: how much of the activations' range moves into the weights, 0 to 1. Default 0.5."""
     block: Annotated[int, Field(gt=0)] | None = None
@@ -229,7 +232,7 @@ class Quantize(Pass):
             return [Complaint(f"{algorithm} is no algorithm for {self.format}", "algorithm", fix)]
         found += self._range_options(algorithm)
         if algorithm not in COMPENSATES:
-            for option in ("damping", "act_order"):
+            for option in ("damping", "act_order", "sweeps"):
                 if getattr(self, option) is not None:
                     found.append(Complaint(f"{option} has no effect with {algorithm}", option, "leave it out"))
         if self.alpha is not None and algorithm != "smoothquant":
@@ -331,7 +334,7 @@ class Quantize(Pass):
 
     def job(self, task: str) -> Job:
         """The same with every default filled in."""
-        from openclaw_opt.models.quantizing import Job
+        from openclaw_opt.models.schemes import Job
 
         algorithm = self.algorithm_for(task)
         return Job(
@@ -344,6 +347,7 @@ class Quantize(Pass):
             percentile=(self.percentile or DEFAULT_PERCENTILE) if self.calibration == "percentile" else None,
             damping=DEFAULT_DAMPING if self.damping is None else self.damping,
             act_order=self.act_order is not False,
+            sweeps=DEFAULT_SWEEPS if self.sweeps is None else self.sweeps,
             per_channel=bool(self.per_channel),
         )
 
