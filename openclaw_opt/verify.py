@@ -121,9 +121,10 @@ def typical_difference(a: dict[str, Array], b: dict[str, Array]) -> float:
 
 
 def _flips(artifact: Artifact) -> bool:
-    if isinstance(artifact, Engine):
-        return artifact.facts.graph.quantized_activations
-    return isinstance(artifact, Graph) and artifact.facts.quantized_activations
+    if not isinstance(artifact, (Engine, Graph)):
+        return False
+    facts = artifact.facts.graph if isinstance(artifact, Engine) else artifact.facts
+    return facts.quantized_activations or any(kv.cache is not None for kv in facts.kv)
 
 
 def _coarse(artifact: Artifact) -> bool:
