@@ -25,8 +25,9 @@ from openclaw_opt.models.schemes import Scheme
 from openclaw_opt.models.spec import LayerSpec, read_facts
 from openclaw_opt.models.store import open_model
 from openclaw_opt.passes import Done, View, Work
+from openclaw_opt.passes._linears import linear_sizes
 from openclaw_opt.passes.prune import Prune
-from openclaw_opt.passes.quantize import ALGORITHMS, PLAIN, Quantize, linear_sizes
+from openclaw_opt.passes.quantize import ALGORITHMS, PLAIN, Quantize
 from openclaw_opt.records import LayerRecord
 from openclaw_opt.targets import TARGETS
 from tests.passes_alone import CPU, TEXT, Alone, silent

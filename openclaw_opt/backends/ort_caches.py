@@ -18,8 +18,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from openclaw_opt.artifacts import GraphFacts, KvShape
 from openclaw_opt import formats
+from openclaw_opt.artifacts import GraphFacts, KvShape
 
 Ids = NDArray[np.int64]
 ELEMENT = {

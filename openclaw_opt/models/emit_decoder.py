@@ -209,7 +209,10 @@ class _LayerWriter:
         scope = self.name(f"cache.{part}")
         x = self.writer.op("Div", [x, self.scale(part)], scope)
         if row.bits < 8:
-            ends = [scalar(self.writer, f"cache.{word}", float(code)) for word, code in (("lowest", row.lowest), ("top", row.top))]
+            ends = [
+                scalar(self.writer, f"cache.{word}", float(code))
+                for word, code in (("lowest", row.lowest), ("top", row.top))
+            ]
             x = self.writer.op("Clip", [x, *ends], scope)
         zero = self.writer.constant("cache.zero", np.array(0, np.int8))
         return self.writer.op("QuantizeLinear", [x, scalar(self.writer, "cache.step", 1.0), zero], scope)
