@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Model
 from openclaw_opt.backends import DecoderSession, GenericSession, Session
 from openclaw_opt.errors import VerificationError
-from openclaw_opt.formats import FORMATS
+from openclaw_opt.formats import CACHES, FORMATS
 from openclaw_opt.models.spec import DecoderSpec, HfSpec
 from openclaw_opt.passes import Pass
 from openclaw_opt.records import Verification
@@ -128,7 +128,7 @@ def _flips(artifact: Artifact) -> bool:
 
 
 def _coarse(artifact: Artifact) -> bool:
-    """Activations in 4 bits: one rounding that turns over is a third of its value, and no bound on the largest row means much."""
+    """Activations or a cache in 4 bits: one rounding that turns over is a third of its value, and no bound on the largest row means much."""
     facts = (
         artifact.facts.graph
         if isinstance(artifact, Engine)
@@ -137,6 +137,8 @@ def _coarse(artifact: Artifact) -> bool:
         else None
     )
     rows = [FORMATS.get(layer.format) for layer in facts.quantized] if facts else []
+    if facts is not None and any(kv.cache is not None and CACHES[kv.cache].bits == 4 for kv in facts.kv):
+        return True
     return any(row is not None and row.activation.startswith("FLOAT4") for row in rows)
 
 
