@@ -104,6 +104,16 @@ class GraphFacts(Facts):
     batch_first_shapes: dict[str, list[int | str]] = {}
     """Input name to shape, e.g. {"pixel_values": ["batch", 1, 8, 8]}; for tasks without a cache."""
 
+    @property
+    def cache_format(self) -> str:
+        """Element type or format of the caches; several, joined by `and`, where layers differ."""
+        return " and ".join(dict.fromkeys(kv.cache or self.dtype for kv in self.kv))
+
+    @property
+    def token_bytes(self) -> float:
+        """Bytes of one token's keys and values in all layers."""
+        return sum(kv.token_bytes(self.dtype) for kv in self.kv)
+
 
 class ReceiptRow(Facts):
     """One quantized layer: what was asked, what the engine does."""

@@ -75,8 +75,8 @@ def build(
     held = None if proof or spec.cache is None else CACHES[spec.cache.format]
     if held is not None:
         notes = (*notes, _cache_note(held.name))
-    caches = {"cache": held.name, "block": held.blocks} if held is not None else {"cache": None}
-    kv = tuple(one.model_copy(update=caches) for one in facts.kv)
+    types = {"cache": held.name, "block": held.blocks} if held is not None else {"cache": None}
+    kv = tuple(one.model_copy(update=types) for one in facts.kv)
     _copy_assets(graph, folder)
     engine.write_facts(
         EngineFacts(
@@ -97,7 +97,10 @@ def build(
     if not why and not proof:
         _check_tokenizer(engine)
     if held is not None:
-        engine.write_facts(engine.facts.model_copy(update={"receipt": (*rows, *_cache_rows(engine, held.name))}))
+        caches = tuple(_cache_rows(engine, held.name))
+        engine.write_facts(engine.facts.model_copy(update={"receipt": (*rows, *caches)}))
+        if wrong := [row for row in caches if not row.ok]:
+            raise VerificationError(f"llama.cpp holds its cache in {wrong[0].realised}, not in {held.name}")
     return engine
 
 

@@ -1,8 +1,9 @@
 """llama.cpp as a session: a GGUF file with its cache inside, through the C interface that llama-cpp-python binds.
 
-Weights in Q4_0 and Q8_0 are multiplied with activations rounded to int8 in blocks of 32, and the cache is float16, or Q8_0 or Q4_0
-where that is asked for (attention is then the flash kernel, which rounds queries to int8 too); a file in F32 opened with `exact` computes in float32 throughout, which is what proves a quantized one. Sequences of a batch have caches
-of their own, so padding never reaches the model.
+Weights in Q4_0 and Q8_0 are multiplied with activations rounded to int8 in blocks of 32. The cache is float16, or Q8_0 or Q4_0 where
+that is asked for: attention is then the flash kernel, which rounds queries to int8 too. A file in F32 opened with `exact` computes in
+float32 throughout, which is what proves a quantized one. Sequences of a batch have caches of their own, so padding never reaches
+the model.
 """
 
 from __future__ import annotations

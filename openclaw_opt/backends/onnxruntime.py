@@ -65,7 +65,7 @@ def build(
         _write_genai(lowered, device)
     progress(0.3, "running it once for the receipt")
     kernels = _profiled(lowered, device)
-    rows = ort_receipt.receipt(facts.quantized, kernels)
+    rows = (*ort_receipt.receipt(facts.quantized, kernels), *ort_receipt.cache_receipt(facts.kv, kernels))
     if require_realised:
         _check_realised(rows, folder)
     progress(0.7, "measuring what fast kernels round")

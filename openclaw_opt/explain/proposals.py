@@ -14,8 +14,8 @@ from typing import Any
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.explain import mixed_formats
 from openclaw_opt.formats import FORMATS
-from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes._caching import FLOAT
+from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import ALGORITHMS, BLOCKS, PLAIN, Quantize
 from openclaw_opt.passes.sparsify import Sparsify
 from openclaw_opt.recipe import Recipe

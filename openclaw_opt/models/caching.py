@@ -86,11 +86,15 @@ def quantize_cache(
         "dynamic": job.dynamic,
         "ranges": job.ranges,
         "percentile": job.percentile,
-        "layers": rows,
         "tokens": calibration.tokens if calibration and not job.dynamic else 0,
         "seconds": round(time.monotonic() - began, 3),
     }
-    return Rewritten(save_model(module, noted, folder, source.assets), sentence, len(module.layers), {"cache": details})
+    return Rewritten(
+        save_model(module, noted, folder, source.assets),
+        sentence,
+        len(module.layers),
+        {"layers": rows, "cache": details},
+    )
 
 
 def put_cache(decoder: Decoder, cache: CacheSpec, scales: Mapping[Place, Tensor]) -> None:
@@ -162,12 +166,17 @@ def _errors(
         {
             "name": f"layers.{index}.{part}",
             "format": job.format,
-            "sqnr_db": meter.db,
-            "range": float(ranges[index, part].max()),
-            "unseen": int((ranges[index, part] <= DEAD).sum()),
+            "parameters": 0,
+            "output_sqnr_db": meter.db,
+            "note": f"cache; ranges up to {float(ranges[index, part].max()):.3g}" + _unseen(ranges[index, part]),
         }
         for (index, part), meter in sorted(meters.items())
     ]
+
+
+def _unseen(ranges: Tensor) -> str:
+    count = int((ranges <= DEAD).sum())
+    return f"; {count} of {ranges.numel()} channels never moved in calibration" if count else ""
 
 
 def _part(progress: Progress, start: float, end: float) -> Progress:

@@ -343,7 +343,8 @@ class Quantize(Pass):
             return Done(made.model, changed=made.sentence, count=made.count, details=made.details)
         done = self._cached(made.model, batches, work)
         shutil.rmtree(folder)
-        changed, details = f"{made.sentence}; {done.changed}", {**made.details, **done.details}
+        changed, rows = f"{made.sentence}; {done.changed}", [*made.details["layers"], *done.details["layers"]]
+        details = {**made.details, **done.details, "layers": rows}
         return Done(done.artifact, changed=changed, count=made.count, details=details)
 
     def _cached(self, source: Model, batches: Calibration | None, work: Work) -> Done[Model]:
