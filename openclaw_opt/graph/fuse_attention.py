@@ -34,7 +34,7 @@ from openclaw_opt.graph.ir_tools import MICROSOFT, Fused
 NAME = "GroupQueryAttention"
 HEAD_STEP = 8
 BY_HEADS = [0, 2, 1, 3]
-BY_CHANNEL = "PER_CHANNEL"
+BY_CHANNEL, BY_TENSOR = "PER_CHANNEL", "PER_TENSOR"
 SCALES_AT = 12
 """Place of `k_scale` among the kernel's inputs."""
 NORMS = ("RMSNormalization", "LayerNormalization")
@@ -244,8 +244,11 @@ def _rewrite(model: ir.Model, match: Match, shape: KvShape, lengths: tuple[ir.Va
     inputs += [rotary.cos, rotary.sin] if rotary else []
     if match.scales is not None and shape.cache is not None:
         row = CACHES[shape.cache]
-        attributes |= {"kv_cache_bit_width": row.bits, "k_quant_type": BY_CHANNEL, "v_quant_type": BY_CHANNEL}
-        inputs += [*([None] * (SCALES_AT - len(inputs))), *match.scales]
+        attributes["kv_cache_bit_width"] = row.bits
+        inputs += [None] * (SCALES_AT - len(inputs))
+        for part, scale in zip("kv", match.scales, strict=True):
+            attributes[f"{part}_quant_type"], given = _given_scale(model, scale)
+            inputs.append(given)
         for value in (*match.past, *match.present) if row.bits == 4 else ():
             _pack(value)
     node = ir.node(
@@ -259,6 +262,15 @@ def _rewrite(model: ir.Model, match: Match, shape: KvShape, lengths: tuple[ir.Va
     model.graph.append(node)
     for old, new in zip((match.result, *match.present), node.outputs, strict=True):
         ir_tools.take_over(model, old, new)
+
+
+def _given_scale(model: ir.Model, scale: ir.Value) -> tuple[str, ir.Value]:
+    """How the kernel is to take the scale: one number, which it reads faster, where all are the same."""
+    assert scale.const_value is not None
+    numbers = scale.const_value.numpy().ravel()
+    if (numbers != numbers[0]).any():
+        return BY_CHANNEL, scale
+    return BY_TENSOR, ir_tools.add_constant(model, f"{scale.name}.all", numbers[:1].copy())
 
 
 def _pack(value: ir.Value) -> None:

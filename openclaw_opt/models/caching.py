@@ -1,10 +1,12 @@
 """A decoder → the same with a low-bit key/value cache: ranges of keys and values on calibration data, their scales, the error.
 
-Keys are taken as they are cached, after norm and rotation. Each kv head and channel of a layer has a range of its own:
+Keys are taken as they are cached, after norm and rotation. Each kv head and channel of a layer has a range of its own,
 
     max                       the largest value seen
     percentile, mse, entropy  that times a factor a layer has for its keys and one for its values, found on the histogram of
                               |x| over the largest value of its channel (`numerics.histogram`), which holds all channels at once
+
+or the largest of these ranges is that of all the layer's keys, and one that of its values.
 
 The model is calibrated as it will run: with the weights that are already low-bit, and with a float cache, so that one layer's
 rounding is not in the next one's range. With `dynamic` nothing is calibrated: the runtime finds its scales when it writes.
@@ -47,6 +49,7 @@ class CacheJob:
     dynamic: bool = False
     ranges: Ranges = "max"
     percentile: float | None = None
+    per_channel: bool = True
 
     @property
     def row(self) -> CacheFormat:
@@ -57,7 +60,8 @@ class CacheJob:
         if self.dynamic:
             return f"{self.format}, in blocks of {self.row.blocks} whose scales the engine finds"
         more = {"max": "largest values", "percentile": f"percentile {self.percentile:g}" if self.percentile else ""}
-        return f"{self.format}, a scale a head and channel ({more.get(self.ranges, self.ranges)})"
+        each = "a scale a head and channel" if self.per_channel else "a scale for keys and one for values"
+        return f"{self.format}, {each} ({more.get(self.ranges, self.ranges)})"
 
 
 @torch.no_grad()
@@ -76,6 +80,8 @@ def quantize_cache(
     if not job.dynamic:
         assert calibration is not None, "`check` wants calibration data"
         ranges = _ranges(module, calibration, job, progress)
+        if not job.per_channel:
+            ranges = {place: amax.amax().expand_as(amax).contiguous() for place, amax in ranges.items()}
         scales = {place: scales_of(amax, job.row) for place, amax in ranges.items()}
         rows = _errors(module, calibration, scales, ranges, job, progress)
     put_cache(module, CacheSpec(format=job.format, dynamic=job.dynamic), scales)
@@ -86,6 +92,7 @@ def quantize_cache(
         "dynamic": job.dynamic,
         "ranges": job.ranges,
         "percentile": job.percentile,
+        "per_channel": job.per_channel,
         "tokens": calibration.tokens if calibration and not job.dynamic else 0,
         "seconds": round(time.monotonic() - began, 3),
     }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FLOAT: Final = "float"
 STAYS = "kv_cache: float"
 DEFAULT_PERCENTILE = 99.99
+OF_CACHES = ("kv_calibration", "kv_per_channel")
 OF_WEIGHTS = ("algorithm", "calibration", "damping", "act_order", "alpha", "block", "per_channel", "keep")
 
 
@@ -40,9 +41,9 @@ def is_dynamic(backend: str) -> bool:
 def complaints(options: Quantize, view: View) -> Iterator[Complaint]:
     """What stands against the cache that is asked for, or against options that mean nothing without one."""
     if options.kv_cache == FLOAT:
-        if options.kv_calibration is not None:
-            what = "kv_calibration has no effect on a float cache"
-            yield Complaint(what, "kv_calibration", "kv_cache: int8, or leave it out")
+        for name in OF_CACHES:
+            if getattr(options, name) is not None:
+                yield Complaint(f"{name} has no effect on a float cache", name, "kv_cache: int8, or leave it out")
         if options.format == FLOAT:
             yield Complaint("it names neither a format nor a kv_cache", "", "format: int8, or kv_cache: int8")
         return
@@ -76,9 +77,10 @@ def _backend(options: Quantize, view: View, spec: DecoderSpec) -> Iterator[Compl
 
 def _data(options: Quantize, view: View) -> Iterator[Complaint]:
     if is_dynamic(view.backend):
-        if options.kv_calibration is not None:
-            what = "kv_calibration has no effect on gguf: llama.cpp finds the scales of its cache when it runs"
-            yield Complaint(what, "kv_calibration", "leave it out")
+        for name in OF_CACHES:
+            if getattr(options, name) is not None:
+                what = f"{name} has no effect on gguf: llama.cpp finds the scales of its cache when it runs"
+                yield Complaint(what, name, "leave it out")
         return
     if view.calibration is None:
         what = f"an {options.kv_cache} cache needs calibration data"
@@ -107,4 +109,4 @@ def cache_job(options: Quantize, backend: str) -> CacheJob:
 
     ranges = options.kv_calibration or "max"
     share = (options.percentile or DEFAULT_PERCENTILE) if ranges == "percentile" else None
-    return CacheJob(options.kv_cache, is_dynamic(backend), ranges, share)
+    return CacheJob(options.kv_cache, is_dynamic(backend), ranges, share, options.kv_per_channel is not False)

@@ -122,6 +122,9 @@ class Quantize(Pass):
     has a calibrated scale for each head and channel, and llama.cpp finds one for 32 channels of each token when it runs."""
     kv_calibration: Ranges | None = None
     """`kv_cache` on ONNX Runtime: how ranges of keys and values are found; entropy for int8 alone. Default: max."""
+    kv_per_channel: bool | None = None
+    """`kv_cache` on ONNX Runtime: a scale for each kv head and channel (the default), which loses least where calibration has some ten
+    thousand tokens, or one for a layer's keys and one for its values, which the kernel reads faster."""
     batch_size: Annotated[int, Field(gt=0)] = 4
     """Calibration sequences that run at once; memory grows with it."""
 
