@@ -48,7 +48,7 @@ def complaints(options: Quantize, view: View) -> Iterator[Complaint]:
             yield Complaint("it names neither a format nor a kv_cache", "", "format: int8, or kv_cache: int8")
         return
     if not isinstance(view.spec, DecoderSpec):
-        yield Complaint(f"a {view.spec.task} model has no key/value cache", "kv_cache", STAYS)
+        yield Complaint("a model without a decoder has no key/value cache", "kv_cache", STAYS)
         return
     if any(getattr(one, "kv_cache", FLOAT) != FLOAT for one in view.earlier):
         yield Complaint("an earlier pass has quantized the cache", "kv_cache", "leave it out of one")
