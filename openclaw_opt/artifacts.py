@@ -19,9 +19,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from openclaw_opt.formats import CACHES
+
 Task = Literal["decoder", "encoder", "vision"]
 Dialect = Literal["portable", "onnxruntime", "tensorrt"]
 FloatType = Literal["float32", "float16", "bfloat16"]
+FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+SCALE_BITS = 16
 
 
 class Facts(BaseModel):
@@ -59,6 +63,16 @@ class KvShape(Facts):
     head_dim: int
     window: int | None = None
     """Sliding attention window in tokens, counted with the token itself; None for full attention."""
+    cache: str | None = None
+    """Format of the cache, a row of formats.CACHES; None for the graph's float type."""
+    block: int | None = None
+    """Channels that share a half-precision scale stored with each token; None where scales are constants of the graph."""
+
+    def token_bytes(self, dtype: FloatType) -> float:
+        """Bytes of one token's keys and values in this layer; `dtype` is the graph's."""
+        bits: float = 8 * FLOAT_BYTES[dtype] if self.cache is None else CACHES[self.cache].bits
+        bits += SCALE_BITS / self.block if self.block else 0
+        return 2 * self.kv_heads * self.head_dim * bits / 8
 
 
 class GraphFacts(Facts):
@@ -89,6 +103,16 @@ class GraphFacts(Facts):
     """Some layer's inputs are quantized too: a last-bit difference before one can turn a rounding over."""
     batch_first_shapes: dict[str, list[int | str]] = {}
     """Input name to shape, e.g. {"pixel_values": ["batch", 1, 8, 8]}; for tasks without a cache."""
+
+    @property
+    def cache_format(self) -> str:
+        """Element type or format of the caches; several, joined by `and`, where layers differ."""
+        return " and ".join(dict.fromkeys(kv.cache or self.dtype for kv in self.kv))
+
+    @property
+    def token_bytes(self) -> float:
+        """Bytes of one token's keys and values in all layers."""
+        return sum(kv.token_bytes(self.dtype) for kv in self.kv)
 
 
 class ReceiptRow(Facts):

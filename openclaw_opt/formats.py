@@ -86,10 +86,42 @@ UNREALISED: dict[str, tuple[str, str]] = {
     "svdquant": ("its low-rank half is a matrix of its own beside the low-bit one, and neither backend has a kernel for both", "format: nvfp4"),
 }  # fmt: skip
 """Formats people ask for that no runtime realises: why, and what is nearest. docs/log.md says what was tried."""
-KV_CACHE = (
-    "a quantized key/value cache is not written by this version: TensorRT refuses FP8 caches, and ONNX Runtime's int8 cache "
-    "needs an attention kernel with scales that the lowering does not make yet"
-)
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """A number format of the key/value cache: one row.
+
+    Attributes:
+        name: the recipe's word.
+        bits: of one number, without its scale.
+        lowest, top: least and largest code; a scale is the range over `top`.
+        blocks: channels that share a scale in llama.cpp, which finds it for each token.
+        backends: the runtimes that hold it.
+    """
+
+    name: str
+    bits: int
+    lowest: int
+    top: int
+    blocks: int
+    backends: tuple[str, ...]
+
+
+CACHES: dict[str, CacheFormat] = {
+    row.name: row
+    for row in (
+        CacheFormat("int8", 8, -128, 127, 32, ("onnxruntime", "gguf")),
+        CacheFormat("int4", 4, -8, 7, 32, ("onnxruntime", "gguf")),
+    )
+}
+NO_CACHE: dict[str, str] = {
+    "tensorrt": "its in-place cache update takes float32, float16 and bfloat16 alone",
+    "fp8": "ONNX Runtime has no such kernel on a CPU, llama.cpp no such type, and TensorRT's in-place update refuses it",
+    "cuda": "ONNX Runtime's CUDA kernel was not tried, and nothing that was not run is promised",
+    "fastest": "ONNX Runtime and llama.cpp round a cache differently, so that a build must name one",
+}
+"""Why a backend, a format or a device does not hold a low-bit cache. docs/log.md says what was tried."""
 
 FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}
 

@@ -9,7 +9,8 @@ prefill and then step by step through its cache, each step against the same posi
 An exact pass keeps the largest within its tolerance. Where activations are quantized, a difference in the last bit can turn
 one rounding over, which moves that token, and those that attend to it, by about a quantization step; with some ten thousand
 roundings a token this happens in most of them. There the typical difference must be within FLIPPED, two steps of int8, and
-the largest within MOST: a wrong scale or a wrong layer moves outputs by far more.
+the largest within MOST: a wrong scale or a wrong layer moves outputs by far more. Where an int8 cache is all that is rounded, the
+typical difference must be within the tolerance itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Model
 from openclaw_opt.backends import DecoderSession, GenericSession, Session
 from openclaw_opt.errors import VerificationError
-from openclaw_opt.formats import FORMATS
+from openclaw_opt.formats import CACHES, FORMATS
 from openclaw_opt.models.spec import DecoderSpec, HfSpec
 from openclaw_opt.passes import Pass
 from openclaw_opt.records import Verification
@@ -95,8 +96,9 @@ def _exact(part: Pass, before: Artifact | Checkpoint, after: Artifact, probe: Pr
     what = f"{' and '.join(a)} on {BATCH} probe inputs, {_runtime(before)} against {_runtime(after)}"
     value = largest
     if _flips(after) and tolerance < largest <= MOST:
-        value, tolerance = typical_difference(a, b), max(tolerance, FLIPPED)
-        what = f"typical row of {what}; largest {largest:.2g}, where a rounding of activations turned over"
+        rounded = "the cache" if _only_the_cache(after) else "activations"
+        value, tolerance = typical_difference(a, b), tolerance if rounded == "the cache" else max(tolerance, FLIPPED)
+        what = f"typical row of {what}; largest {largest:.2g}, where a rounding of {rounded} turned over"
     if not value <= tolerance:  # also catches NaN
         raise VerificationError(
             f"pass `{part.word}` is exact, but outputs differ by {value:.3g} of the largest output (tolerance {tolerance:g}) "
@@ -121,13 +123,21 @@ def typical_difference(a: dict[str, Array], b: dict[str, Array]) -> float:
 
 
 def _flips(artifact: Artifact) -> bool:
-    if isinstance(artifact, Engine):
-        return artifact.facts.graph.quantized_activations
-    return isinstance(artifact, Graph) and artifact.facts.quantized_activations
+    if not isinstance(artifact, (Engine, Graph)):
+        return False
+    facts = artifact.facts.graph if isinstance(artifact, Engine) else artifact.facts
+    return facts.quantized_activations or any(kv.cache is not None for kv in facts.kv)
+
+
+def _only_the_cache(artifact: Artifact) -> bool:
+    """Nothing but an int8 cache rounds: one code that turns over moves one channel of one token, and no typical row."""
+    if not isinstance(artifact, (Engine, Graph)) or _coarse(artifact):
+        return False
+    return not (artifact.facts.graph if isinstance(artifact, Engine) else artifact.facts).quantized_activations
 
 
 def _coarse(artifact: Artifact) -> bool:
-    """Activations in 4 bits: one rounding that turns over is a third of its value, and no bound on the largest row means much."""
+    """Activations or a cache in 4 bits: one rounding that turns over is a third of its value, and no bound on the largest row means much."""
     facts = (
         artifact.facts.graph
         if isinstance(artifact, Engine)
@@ -136,6 +146,8 @@ def _coarse(artifact: Artifact) -> bool:
         else None
     )
     rows = [FORMATS.get(layer.format) for layer in facts.quantized] if facts else []
+    if facts is not None and any(kv.cache is not None and CACHES[kv.cache].bits == 4 for kv in facts.kv):
+        return True
     return any(row is not None and row.activation.startswith("FLOAT4") for row in rows)
 
 

@@ -27,6 +27,7 @@ from openclaw_opt.formats import FORMATS, Format
 from openclaw_opt.metrics import Metric
 from openclaw_opt.parts import part_named, part_names
 from openclaw_opt.passes import Pass
+from openclaw_opt.passes._caching import FLOAT
 from openclaw_opt.passes.candidates import AUTO
 from openclaw_opt.passes.quantize import ALGORITHMS, Quantize
 from openclaw_opt.targets import TARGETS, Target
@@ -293,7 +294,7 @@ def test_the_places_of_a_format_agree() -> None:
     )
     assert isinstance(rows.value, ast.Dict)
     modelopt = {ast.literal_eval(key) for key in rows.value.keys if key is not None}
-    legal = set(get_args(Quantize.model_fields["format"].annotation)) - {AUTO}
+    legal = set(get_args(Quantize.model_fields["format"].annotation)) - {AUTO, FLOAT}
     assert set(FORMATS) == legal == set(ALGORITHMS) == set(WANTED) == modelopt
 
 

@@ -7,7 +7,8 @@ Three things are proven before the engine counts as built:
       so the architecture, the rotation and the order of rows are right;
     * the tokenizer in the file gives the ids of the checkpoint's.
 
-What is left is rounding of activations to int8 and of the cache to half precision: it is measured, against the proof and as accuracy.
+What is left is rounding of activations to int8 and of the cache to half precision, or to int8 or int4 where the recipe asks for it
+(llama.cpp then finds a scale for 32 channels of each token): it is measured, against the proof and as accuracy.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from openclaw_opt import zeros
 from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
 from openclaw_opt.backends.gguf_facts import ARCHITECTURES, model_facts, refused
 from openclaw_opt.errors import MachineError, RecipeError, VerificationError
+from openclaw_opt.formats import CACHES
 from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.targets import Target
 
@@ -70,6 +72,11 @@ def build(
     rows, rounded, why = _write(graph, spec, folder / FILE, proof=proof)
     progress(0.6, "reading it back")
     engine, notes = Engine(folder), (*zeros.notes(facts, (target,), "gguf"), *_notes(rounded, why))
+    held = None if proof or spec.cache is None else CACHES[spec.cache.format]
+    if held is not None:
+        notes = (*notes, _cache_note(held.name))
+    types = {"cache": held.name, "block": held.blocks} if held is not None else {"cache": None}
+    kv = tuple(one.model_copy(update=types) for one in facts.kv)
     _copy_assets(graph, folder)
     engine.write_facts(
         EngineFacts(
@@ -79,7 +86,7 @@ def build(
             dialect=facts.dialect,
             # Scales and cache are half precision: what comes out can agree with float32 no further.
             dtype="float32" if proof else "float16",
-            graph=facts.model_copy(update={"dtype": "float32" if proof else "float16"}),
+            graph=facts.model_copy(update={"dtype": "float32" if proof else "float16", "kv": kv}),
             files=(FILE,),
             receipt=rows,
             notes=notes,
@@ -89,6 +96,11 @@ def build(
     )
     if not why and not proof:
         _check_tokenizer(engine)
+    if held is not None:
+        caches = tuple(_cache_rows(engine, held.name))
+        engine.write_facts(engine.facts.model_copy(update={"receipt": (*rows, *caches)}))
+        if wrong := [row for row in caches if not row.ok]:
+            raise VerificationError(f"llama.cpp holds its cache in {wrong[0].realised}, not in {held.name}")
     return engine
 
 
@@ -105,6 +117,7 @@ def open_engine(engine: Engine, *, threads: int | None = None) -> Any:
         vocab=facts.graph.vocab,
         exact=facts.dtype == "float32",
         threads=threads,
+        cache=facts.graph.kv[0].cache,
     )
 
 
@@ -174,6 +187,28 @@ def _write(
 def _receipt(layer: str, tensor: str, asked: str, kind: str) -> ReceiptRow:
     why = f"tensor {tensor}; ggml multiplies it with activations in int8, blocks of 32"
     return ReceiptRow(layer=layer, asked=asked, realised=kind, ok=True, why=why)
+
+
+def _cache_rows(engine: Engine, asked: str) -> Iterator[ReceiptRow]:
+    """A row for each cache that llama.cpp makes (layers with and without a window have one each), from what its log says."""
+    from openclaw_opt.backends.llama_cpp import LOW_BIT
+
+    with closing(open_engine(engine)) as session:
+        held = session.cache_types()
+    wanted, why = LOW_BIT[asked][0], "types of keys and values in llama.cpp's log"
+    for i, types in enumerate(held or (("not found", "not found"),)):
+        realised, ok = "/".join(dict.fromkeys(types)), types == (wanted, wanted)
+        yield ReceiptRow(layer=f"cache.{i}" if i else "cache", asked=asked, realised=realised, ok=ok, why=why)
+
+
+def _cache_note(name: str) -> str:
+    from openclaw_opt.backends.llama_cpp import LOW_BIT
+
+    word = LOW_BIT[name][0]
+    return (
+        f"a GGUF file does not state its cache: start llama.cpp with --cache-type-k {word} --cache-type-v {word} "
+        "--flash-attn on for what was measured here"
+    )
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

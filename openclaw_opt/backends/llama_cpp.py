@@ -1,13 +1,15 @@
 """llama.cpp as a session: a GGUF file with its cache inside, through the C interface that llama-cpp-python binds.
 
-Weights in Q4_0 and Q8_0 are multiplied with activations rounded to int8 in blocks of 32, and the cache is float16; a file in
-F32 opened with `exact` computes in float32 throughout, which is what proves a quantized one. Sequences of a batch have caches
-of their own, so padding never reaches the model.
+Weights in Q4_0 and Q8_0 are multiplied with activations rounded to int8 in blocks of 32. The cache is float16, or Q8_0 or Q4_0 where
+that is asked for: attention is then the flash kernel, which rounds queries to int8 too. A file in F32 opened with `exact` computes in
+float32 throughout, which is what proves a quantized one. Sequences of a batch have caches of their own, so padding never reaches
+the model.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,15 @@ CHUNK = 512
 """Tokens that go through the model at once in a prefill."""
 EXACT_TYPE, HALF_TYPE = 0, 1
 """ggml's F32 and F16, for the cache."""
+LOW_BIT = {"int8": ("q8_0", 8), "int4": ("q4_0", 2)}
+"""Our format of a cache → ggml's word and number."""
+FLASH, AUTO_FLASH, NO_FLASH = 1, -1, 0
 ERROR_LEVEL = 4
+CACHE_LINE = re.compile(r"K \((\w+)\):.*V \((\w+)\):")
 
 _said: list[str] = []
+_caches: list[tuple[str, str]] = []
+"""ggml's words for the types of keys and values, of each cache that was made."""
 _callbacks: list[Any] = []
 
 
@@ -53,23 +61,29 @@ def library() -> Any:
 def _listen(level: int, text: bytes, _: object) -> None:
     if level == ERROR_LEVEL:
         _said.append(text.decode(errors="replace").strip())
+    elif found := CACHE_LINE.search(text.decode(errors="replace")):
+        _caches.append((found[1], found[2]))
 
 
 class _Lane:
     """A context for `sequences` at once, each of `tokens` at most, and the arrays of its steps."""
 
-    def __init__(self, lib: Any, model: Any, sequences: int, tokens: int, *, exact: bool, threads: int) -> None:
+    def __init__(
+        self, lib: Any, model: Any, sequences: int, tokens: int, *, exact: bool, threads: int, cache: str | None = None
+    ) -> None:
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = tokens * sequences, sequences
         params.n_batch = params.n_ubatch = max(CHUNK, sequences)
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = EXACT_TYPE if exact else HALF_TYPE
-        params.flash_attn_type = 0 if exact else -1
+        params.type_k = params.type_v = EXACT_TYPE if exact else LOW_BIT[cache][1] if cache else HALF_TYPE
+        params.flash_attn_type = NO_FLASH if exact else FLASH if cache else AUTO_FLASH
         params.swa_full = True  # a pruned window cache cannot hold a prompt in chunks
         self.lib, self.sequences, self.limit = lib, sequences, int(params.n_batch)
+        _caches.clear()
         self.context = lib.llama_init_from_model(model, params)
         if not self.context:
             raise MachineError(f"llama.cpp cannot make a context of {tokens * sequences} tokens: {_last()}")
+        self.held = tuple(_caches)
         self._tokens, self._places = np.zeros(self.limit, np.int32), np.zeros(self.limit, np.int32)
         self._sequence = np.zeros(self.limit, np.int32)
         self._counts, self._wanted = np.ones(self.limit, np.int32), np.zeros(self.limit, np.int8)
@@ -128,13 +142,21 @@ class LlamaDecoder(DecoderSession):
         vocab: token ids of the model.
         exact: float32 cache and attention, weights as they lie in the file; for proofs.
         threads: of a step; None for every core this process may use.
+        cache: `int8` or `int4`; None for half precision.
 
     Raises:
         MachineError: the package is missing, or llama.cpp refuses the file.
     """
 
     def __init__(
-        self, file: Path, *, context: int, vocab: int, exact: bool = False, threads: int | None = None
+        self,
+        file: Path,
+        *,
+        context: int,
+        vocab: int,
+        exact: bool = False,
+        threads: int | None = None,
+        cache: str | None = None,
     ) -> None:
         self._lib = lib = library()
         _said.clear()
@@ -143,7 +165,7 @@ class LlamaDecoder(DecoderSession):
         self._model = lib.llama_model_load_from_file(str(file).encode(), params)
         if not self._model:
             raise MachineError(f"llama.cpp cannot open the file: {_last()}", where=str(file))
-        self.context, self._vocab, self._exact = context, vocab, exact
+        self.context, self._vocab, self._exact, self._low_bit = context, vocab, exact, cache
         self._threads = threads or cores()
         self._lane: _Lane | None = None
         self._scoring: _Lane | None = None
@@ -207,9 +229,16 @@ class LlamaDecoder(DecoderSession):
         count = self._lib.llama_tokenize(vocab, raw, len(raw), buffer, len(buffer), False, True)
         return list(buffer[:count])
 
+    def cache_types(self) -> tuple[tuple[str, str], ...]:
+        """ggml's words for the types of keys and values, as llama.cpp's own log states them; of each cache that it makes."""
+        lane = self._make_lane(1)
+        lane.close()
+        return lane.held
+
     def _make_lane(self, sequences: int) -> _Lane:
         lib, context = self._lib, self.context
-        return _Lane(lib, self._model, sequences, context, exact=self._exact, threads=self._threads)
+        low_bit, threads = self._low_bit, self._threads
+        return _Lane(lib, self._model, sequences, context, exact=self._exact, threads=threads, cache=low_bit)
 
     def _check(self, ids: Ids, length: int) -> None:
         if not length:

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from openclaw_opt import zeros
-from openclaw_opt.artifacts import Engine, EngineFacts, Graph, ReceiptRow
+from openclaw_opt.artifacts import Engine, EngineFacts, Graph, GraphFacts, ReceiptRow
 from openclaw_opt.backends import cache_notes, genai_config, ort_receipt
 from openclaw_opt.backends.host_rates import cores
 from openclaw_opt.backends.ort_sessions import OrtDecoder, OrtGeneric, open_graph, session_options
@@ -65,7 +65,7 @@ def build(
         _write_genai(lowered, device)
     progress(0.3, "running it once for the receipt")
     kernels = _profiled(lowered, device)
-    rows = ort_receipt.receipt(facts.quantized, kernels)
+    rows = (*ort_receipt.receipt(facts.quantized, kernels), *ort_receipt.cache_receipt(facts.kv, kernels))
     if require_realised:
         _check_realised(rows, folder)
     progress(0.7, "measuring what fast kernels round")
@@ -73,6 +73,7 @@ def build(
         *zeros.notes(facts, (target,), "onnxruntime"),
         *cache_notes(facts),
         *genai_config.genai_notes(facts),
+        *_prompt_notes(facts),
         *_rounding_notes(lowered, device),
     )
     session: dict[str, str | int | bool] = {}
@@ -209,6 +210,15 @@ def _rounding_notes(graph: Graph, device: str) -> tuple[str, ...]:
     return (
         f"weight-only kernels round activations to int8 (accuracy_level 4): on {PROBE_TOKENS} random tokens logits deviate by at "
         f"most {deviation:.2%} of the largest from exact arithmetic",
+    )
+
+
+def _prompt_notes(facts: GraphFacts) -> tuple[str, ...]:
+    if not any(kv.cache is not None for kv in facts.kv):
+        return ()
+    return (
+        f"{facts.cache_format} cache: ONNX Runtime's attention over a prompt is several times slower than over a float cache, of a "
+        "decode step on a long context faster; `latency` says what it is at the lengths asked for",
     )
 
 

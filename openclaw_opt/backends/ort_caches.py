@@ -18,7 +18,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from openclaw_opt.artifacts import FloatType, GraphFacts
+from openclaw_opt import formats
+from openclaw_opt.artifacts import GraphFacts, KvShape
 
 Ids = NDArray[np.int64]
 ELEMENT = {
@@ -47,8 +48,11 @@ class Cache(ABC):
         return [f"{prefix}.{layer}.{part}" for layer in range(len(self._facts.kv)) for part in ("key", "value")]
 
     def _buffers(self, batch: int, tokens: int) -> list[Any]:
-        shapes = [(batch, kv.kv_heads, tokens, kv.head_dim) for kv in self._facts.kv for _ in ("key", "value")]
-        return [_zeros(shape, self._facts.dtype, self._device) for shape in shapes]
+        made = []
+        for kv in self._facts.kv:
+            kind, width = _stored(kv, self._facts)
+            made += [_zeros((batch, kv.kv_heads, tokens, width), kind, self._device) for _ in ("key", "value")]
+        return made
 
     @abstractmethod
     def start(self, batch: int, capacity: int) -> None:
@@ -162,7 +166,15 @@ CACHES: dict[str, Callable[[GraphFacts, str], Cache]] = {
 }
 
 
-def _zeros(shape: tuple[int, ...], dtype: FloatType, device: str) -> Any:
+def _stored(kv: KvShape, facts: GraphFacts) -> tuple[str, int]:
+    """Element type and width of a token's row in one head: int4 lies two a byte in the lowered graph, one in the others."""
+    if kv.cache is None:
+        return facts.dtype, kv.head_dim
+    packed = formats.CACHES[kv.cache].bits == 4 and facts.dialect == "onnxruntime"
+    return ("uint8", kv.head_dim // 2) if packed else ("int8", kv.head_dim)
+
+
+def _zeros(shape: tuple[int, ...], dtype: str, device: str) -> Any:
     """An OrtValue of zeros: a shared cache may read a slot before it is written, masked, and 0 · NaN would show."""
     if dtype == "bfloat16":
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, np.uint16), ELEMENT[dtype])

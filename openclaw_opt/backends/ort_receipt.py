@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from openclaw_opt.artifacts import KernelRow, LayerFormat, ReceiptRow
+from openclaw_opt.artifacts import KernelRow, KvShape, LayerFormat, ReceiptRow
 from openclaw_opt.formats import format_named
 
 INTEGER = frozenset(
@@ -29,6 +29,9 @@ INTEGER = frozenset(
 )
 WEIGHT_ONLY = frozenset({"MatMulNBits"})
 FLOAT = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv"})
+ATTENTION = "GroupQueryAttention"
+CACHE_TYPES = {"int8": "int8", "int4": "uint8"}
+"""Format of a cache → the element type that the kernel holds it in; int4 lies two a byte."""
 ENDING = "_kernel_time"
 
 
@@ -39,6 +42,8 @@ class Kernel:
     node: str
     op: str
     provider: str
+    reads: tuple[str, ...] = ()
+    """Element types of its inputs that are there, in ONNX Runtime's words."""
 
 
 def read_kernels(profile: Path) -> tuple[Kernel, ...]:
@@ -49,7 +54,8 @@ def read_kernels(profile: Path) -> tuple[Kernel, ...]:
         name, facts = event.get("name", ""), event.get("args", {})
         if event.get("cat") == "Node" and name.endswith(ENDING) and "op_name" in facts:
             node = name.removesuffix(ENDING)
-            kernels.setdefault(node, Kernel(node, facts["op_name"], facts.get("provider", "")))
+            reads = tuple(word for shape in facts.get("input_type_shape", ()) for word in shape)
+            kernels.setdefault(node, Kernel(node, facts["op_name"], facts.get("provider", ""), reads))
     return tuple(kernels.values())
 
 
@@ -57,6 +63,28 @@ def receipt(layers: Iterable[LayerFormat], kernels: Iterable[Kernel]) -> tuple[R
     """One row a quantized layer: what was asked, which kernel ran."""
     known = [kernel for kernel in kernels if kernel.op in INTEGER | WEIGHT_ONLY | FLOAT]
     return tuple(_row(layer, [kernel for kernel in known if _belongs(kernel.node, layer.name)]) for layer in layers)
+
+
+def cache_receipt(layers: Iterable[KvShape], kernels: Iterable[Kernel]) -> tuple[ReceiptRow, ...]:
+    """One row a layer with a low-bit cache: the type that its attention kernel really read. Empty for float caches."""
+    attention = [kernel for kernel in kernels if kernel.op == ATTENTION]
+    return tuple(
+        _cache_row(i, kv.cache, next((one for one in attention if _belongs(one.node, f"layers.{i}")), None))
+        for i, kv in enumerate(layers)
+        if kv.cache is not None
+    )
+
+
+def _cache_row(index: int, asked: str, kernel: Kernel | None) -> ReceiptRow:
+    name = f"layers.{index}.cache"
+    if kernel is None:
+        why = f"no {ATTENTION} of the profiled run bears the layer's name"
+        return ReceiptRow(layer=name, asked=asked, realised="not found", ok=False, why=why)
+    wanted = CACHE_TYPES[asked]
+    held = [word for word in kernel.reads if word in CACHE_TYPES.values()]
+    realised = f"{asked} in {kernel.op}" if held == [wanted, wanted] else "+".join(dict.fromkeys(kernel.reads))
+    why = f"kernel {kernel.node} on {kernel.provider} reads {', '.join(dict.fromkeys(kernel.reads))}"
+    return ReceiptRow(layer=name, asked=asked, realised=realised, ok=held == [wanted, wanted], why=why)
 
 
 def _row(layer: LayerFormat, kernels: list[Kernel]) -> ReceiptRow:

@@ -14,6 +14,7 @@ from typing import Any
 from openclaw_opt.artifacts import Measurement
 from openclaw_opt.explain import mixed_formats
 from openclaw_opt.formats import FORMATS
+from openclaw_opt.passes._caching import FLOAT
 from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import ALGORITHMS, BLOCKS, PLAIN, Quantize
 from openclaw_opt.passes.sparsify import Sparsify
@@ -110,7 +111,9 @@ def _more_accurate(budget: BudgetRecord, own: Measurement, report: Report, recip
             lossless = reference_value(report, budget.metric)
             yield from _changes(budget, mixed_formats.gentler(budget, lossless, part, recipe))
         elif isinstance(part, Quantize):
-            yield from _gentler_quantize(budget, part, share, report, recipe)
+            yield from _gentler_cache(budget, part)
+            if part.format != FLOAT:
+                yield from _gentler_quantize(budget, part, share, report, recipe)
         elif isinstance(part, Prune):
             yield from _trained(budget, part, recipe)
             yield from _gentler_prune(budget, part, share)
@@ -124,6 +127,17 @@ def share_to_win_back(budget: BudgetRecord, own: Measurement, report: Report) ->
     if start is None or own.value is None or budget.bound is None or own.value == start:
         return 1.0
     return min(1.0, max(0.0, (own.value - budget.bound) / (own.value - start)))
+
+
+def _gentler_cache(budget: BudgetRecord, part: Quantize) -> Iterator[Proposal]:
+    if part.kv_cache == FLOAT:
+        return
+    if part.kv_cache == "int4":
+        why, price = "keys and values in 8 bits instead of 4", "twice the cache"
+        yield Proposal(budget.metric, ("passes.quantize.kv_cache=int8",), why, price)
+    elif part.format != FLOAT:
+        settings = ("passes.quantize.kv_cache=float", "passes.quantize.kv_calibration=null")
+        yield Proposal(budget.metric, settings, "a float key/value cache", "a cache four times as large")
 
 
 def _gentler_quantize(
@@ -253,7 +267,7 @@ def _changes(budget: BudgetRecord, changes: Iterable[mixed_formats.Change]) -> I
 
 def _smaller(budget: BudgetRecord, own: Measurement, report: Report, recipe: Recipe) -> Iterator[Proposal]:
     """Fewer bits, then fewer channels: for a size or a time."""
-    quantize = next((part for part in recipe.passes if isinstance(part, Quantize)), None)
+    quantize = next((part for part in recipe.passes if isinstance(part, Quantize) and part.format != FLOAT), None)
     prune = next((part for part in recipe.passes if isinstance(part, Prune)), None)
     if quantize is not None and quantize.format == "auto":
         yield from _changes(budget, mixed_formats.smaller(own, quantize, recipe))

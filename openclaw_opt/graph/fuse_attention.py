@@ -11,7 +11,11 @@ GroupQueryAttention computes the same from q, k, v in [batch, sequence, heads·h
 past and present, and a step costs no copy of the cache. Sequences are dense in it: padding on the right only, and a new
 token overwrites the padding. q, k and v that are slices of one linear's output, in that order, go in packed.
 
-Holds for ONNX Runtime's CPU and CUDA kernels: head_dim a multiple of 8; q and k rotated by the same tables.
+A low-bit cache is int8 codes in the portable graph, new ones QuantizeLinear(x / s) and K = Cast(codes) · s with a scale a kv head
+and channel. The kernel does both itself, of prompts too: it takes s as `k_scale` and `v_scale`, and int4 codes packed two a byte,
+so caches of int4 change their type and width here.
+
+Holds for ONNX Runtime's CPU and CUDA kernels (low-bit caches: for the CPU's): head_dim a multiple of 8; q and k rotated by the same tables.
 """
 
 from __future__ import annotations
@@ -23,12 +27,16 @@ import numpy as np
 import onnx_ir as ir
 
 from openclaw_opt.artifacts import KvShape
+from openclaw_opt.formats import CACHES
 from openclaw_opt.graph import ir_tools
 from openclaw_opt.graph.ir_tools import MICROSOFT, Fused
 
 NAME = "GroupQueryAttention"
 HEAD_STEP = 8
 BY_HEADS = [0, 2, 1, 3]
+BY_CHANNEL, BY_TENSOR = "PER_CHANNEL", "PER_TENSOR"
+SCALES_AT = 12
+"""Place of `k_scale` among the kernel's inputs."""
 NORMS = ("RMSNormalization", "LayerNormalization")
 
 
@@ -55,6 +63,8 @@ class Match:
     rotary: Rotary | None
     result: ir.Value
     """[batch, sequence, q_heads·head_dim]."""
+    scales: tuple[ir.Value, ir.Value] | None
+    """Of keys and values [kv_heads, 1, head_dim]; None for a float cache."""
 
 
 class _NoMatch(Exception):
@@ -82,9 +92,14 @@ def _match(node: ir.Node, layers: tuple[KvShape, ...]) -> Match:
     if len(node.inputs) < 4 or any(value is None for value in node.inputs[:4]):
         raise _NoMatch("it has no explicit mask")
     query, keys, values, mask = (cast("ir.Value", value) for value in node.inputs[:4])
+    keys, k_scale = _held(keys)
+    values, v_scale = _held(values)
     past_key, new_key = _cache_update(keys)
     past_value, new_value = _cache_update(values)
+    new_key, new_value = _unquantized(new_key, k_scale), _unquantized(new_value, v_scale)
     shape = layers[_index(past_key)]
+    if (shape.cache is None) != (k_scale is None) or (k_scale is None) != (v_scale is None):
+        raise _NoMatch(f"the cache is to be {shape.cache or 'float'}, and is not")
     if shape.head_dim % HEAD_STEP:
         raise _NoMatch(f"head_dim {shape.head_dim} is not a multiple of {HEAD_STEP}")
     if node.attributes.get_int("is_causal", 0):
@@ -103,7 +118,35 @@ def _match(node: ir.Node, layers: tuple[KvShape, ...]) -> Match:
         value=new_value,
         rotary=query_rotary,
         result=_merged(node.outputs[0]),
+        scales=None if k_scale is None or v_scale is None else (k_scale, v_scale),
     )
+
+
+def _held(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """codes and s of Cast(codes) · s; the value itself and None where it is no such product."""
+    node = value.producer()
+    if node is None or node.op_type != "Mul":
+        return value, None
+    wide, scale = node.inputs
+    cast_node = wide.producer() if wide is not None else None
+    if cast_node is None or cast_node.op_type != "Cast" or scale is None or not scale.is_initializer():
+        raise _NoMatch(f"{value.name} is not Cast(codes) · scale")
+    return cast("ir.Value", cast_node.inputs[0]), scale
+
+
+def _unquantized(value: ir.Value, scale: ir.Value | None) -> ir.Value:
+    """x of QuantizeLinear(x / s), clipped between or not; `value` where there is no `scale`."""
+    if scale is None:
+        return value
+    for op in ("QuantizeLinear", "Clip", "Div"):
+        node = value.producer()
+        if node is None or (node.op_type != op and op != "Clip"):
+            raise _NoMatch(f"{value.name} is not the code of a key or value")
+        if node.op_type == op:
+            if op == "Div" and node.inputs[1] is not scale:
+                raise _NoMatch(f"{value.name} is divided by another scale than it is read with")
+            value = cast("ir.Value", node.inputs[0])
+    return value
 
 
 def _cache_update(value: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -188,7 +231,7 @@ def _lengths(model: ir.Model) -> tuple[ir.Value, ir.Value]:
 def _rewrite(model: ir.Model, match: Match, shape: KvShape, lengths: tuple[ir.Value, ...]) -> None:
     attention = match.attention
     rotary = match.rotary
-    attributes = {
+    attributes: dict[str, int | float | str] = {
         "num_heads": shape.q_heads,
         "kv_num_heads": shape.kv_heads,
         "scale": attention.attributes.get_float("scale", shape.head_dim**-0.5),
@@ -197,10 +240,20 @@ def _rewrite(model: ir.Model, match: Match, shape: KvShape, lengths: tuple[ir.Va
         "do_rotary": int(rotary is not None),
         "rotary_interleaved": rotary.interleaved if rotary else 0,
     }
-    tables = [rotary.cos, rotary.sin] if rotary else []
+    inputs: list[ir.Value | None] = [*_projections(model, match, shape), *match.past, *lengths]
+    inputs += [rotary.cos, rotary.sin] if rotary else []
+    if match.scales is not None and shape.cache is not None:
+        row = CACHES[shape.cache]
+        attributes["kv_cache_bit_width"] = row.bits
+        inputs += [None] * (SCALES_AT - len(inputs))
+        for part, scale in zip("kv", match.scales, strict=True):
+            attributes[f"{part}_quant_type"], given = _given_scale(model, scale)
+            inputs.append(given)
+        for value in (*match.past, *match.present) if row.bits == 4 else ():
+            _pack(value)
     node = ir.node(
         NAME,
-        [*_projections(model, match, shape), *match.past, *lengths, *tables],
+        inputs,
         attributes=attributes,
         domain=MICROSOFT,
         num_outputs=3,
@@ -209,6 +262,23 @@ def _rewrite(model: ir.Model, match: Match, shape: KvShape, lengths: tuple[ir.Va
     model.graph.append(node)
     for old, new in zip((match.result, *match.present), node.outputs, strict=True):
         ir_tools.take_over(model, old, new)
+
+
+def _given_scale(model: ir.Model, scale: ir.Value) -> tuple[str, ir.Value]:
+    """How the kernel is to take the scale: one number, which it reads faster, where all are the same."""
+    assert scale.const_value is not None
+    numbers = scale.const_value.numpy().ravel()
+    if (numbers != numbers[0]).any():
+        return BY_CHANNEL, scale
+    return BY_TENSOR, ir_tools.add_constant(model, f"{scale.name}.all", numbers[:1].copy())
+
+
+def _pack(value: ir.Value) -> None:
+    """A cache of int4 codes as the kernel holds it: two channels a byte, the first in the low half, 8 added."""
+    assert value.shape is not None
+    *batch, width = value.shape
+    assert isinstance(width, int)
+    value.type, value.shape = ir.TensorType(ir.DataType.UINT8), ir.Shape([*batch, width // 2])
 
 
 def _projections(model: ir.Model, match: Match, shape: KvShape) -> list[ir.Value | None]:

@@ -35,6 +35,17 @@ class Operators(Facts):
     """Name → element type and shape."""
 
 
+class CacheOf(Facts):
+    """A decoder's key/value cache."""
+
+    format: str
+    """Element type, by layer where they differ."""
+    token_bytes: float
+    """Of one token in all layers."""
+    context: int | None
+    """Longest sequence, in tokens."""
+
+
 class Inspection(Facts):
     """What `inspect` shows; `--json` prints it."""
 
@@ -55,6 +66,8 @@ class Inspection(Facts):
     kernels: tuple[KernelRow, ...] = ()
     receipt: tuple[ReceiptRow, ...] = ()
     graph: Operators | None = None
+    cache: CacheOf | None = None
+    """None where there is none."""
     notes: tuple[str, ...] = ()
 
 
@@ -72,7 +85,10 @@ def inspect(folder: Path) -> Inspection:
 
 
 def _of_graph(facts: GraphFacts) -> dict[str, Any]:
-    return {"task": facts.task, "family": facts.family, "dtype": facts.dtype}
+    told: dict[str, Any] = {"task": facts.task, "family": facts.family, "dtype": facts.dtype}
+    if facts.kv:
+        told["cache"] = CacheOf(format=facts.cache_format, token_bytes=facts.token_bytes, context=facts.context)
+    return told
 
 
 def _engine(folder: Path, facts: EngineFacts) -> Inspection:

@@ -58,7 +58,12 @@ def _head(found: Inspection) -> list[str]:
     by = f", {found.backend}" + (f" ({found.tool})" if found.tool else "") if found.backend else ""
     held = f" ({', '.join(found.compute)})" if found.compute else ""
     told = [f"{found.path}: {found.kind}, {found.family} {found.task}, {found.dtype}{by}"]
-    return [*told, f"targets: {', '.join(found.targets)}{held}"] if found.targets else told
+    told += [f"targets: {', '.join(found.targets)}{held}"] if found.targets else []
+    if found.cache is not None:
+        each, context = found.cache.token_bytes, found.cache.context
+        whole = f", {each * context / MEBI:.1f} MiB for {context:,} tokens" if context is not None else ""
+        told.append(f"cache: {found.cache.format}, {each:,.0f} bytes a token{whole}")
+    return told
 
 
 def _profile(table: ProfileLayers) -> list[str]:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 TURNS, WARM_TURNS, BURST = 9, 1, 12
 """Readings of memory, and tokens of the burst between two of them."""
-FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 RATES = {"int8": "int8", "fp8": "fp8", "nvfp4": "fp4"}
 """Number formats whose matrices multiply at another rate than half precision."""
 
@@ -186,9 +185,8 @@ def work_of(subject: Subject) -> Work:
 
 
 def cache_bytes(facts: GraphFacts, tokens: int) -> int:
-    """Keys and values of `tokens` tokens of one sequence, in the graph's float type; a window bounds a layer's share."""
-    per_layer = (2 * kv.kv_heads * kv.head_dim * _seen(kv, tokens) for kv in facts.kv)
-    return FLOAT_BYTES[facts.dtype] * sum(per_layer)
+    """Keys and values of `tokens` tokens of one sequence, in the type of the cache; a window bounds a layer's share."""
+    return round(sum(kv.token_bytes(facts.dtype) * _seen(kv, tokens) for kv in facts.kv))
 
 
 def multiply_seconds(work: Work, facts: GraphFacts, target: Target, new: int, cached: int) -> float:

@@ -2,7 +2,7 @@
 
 Module names are the names every other part uses: `embed`, `positions` (learned positions only), `layers.{i}.` with
 `norm_in`, `qkv` ([q|k|v], head-major), `q_norm`, `k_norm`, `o`, `norm_post_attn`, `norm_mlp`, `gate_up` ([gate|up]) or
-`up`, `down`, `norm_post_mlp`; then `norm_out` and `head`. Linear weights are [out, in], as in torch.
+`up`, `down`, `norm_post_mlp`; with a low-bit cache `k_scale`, `v_scale`; then `norm_out` and `head`. Linear weights are [out, in], as in torch.
 
 Norms and softmax compute in float32 whatever the weights are; logits come out in float32.
 """
@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openclaw_opt.formats import CACHES
 from openclaw_opt.models.rope import rotate, rotation
 from openclaw_opt.models.spec import Activation, DecoderSpec, LayerSpec
+from openclaw_opt.numerics.cache import as_cached
 
 Rotation = tuple[Tensor, Tensor]
 Context = tuple[Rotation | None, Tensor]
@@ -95,6 +97,20 @@ class Layer(nn.Module):
             self.q_norm, self.k_norm = _norm(spec, head_dim), _norm(spec, head_dim)
         if spec.post_norms:
             self.norm_post_attn, self.norm_post_mlp = _norm(spec, hidden), _norm(spec, hidden)
+        if spec.cache is not None and not spec.cache.dynamic:
+            self.set_cache(*(torch.ones(sizes.kv_heads, 1, head_dim) for _ in ("key", "value")))
+
+    def set_cache(self, k_scale: Tensor, v_scale: Tensor) -> None:
+        """Scales of a low-bit cache, float32 [kv_heads, 1, head_dim]; `spec.cache` says its format."""
+        self.register_buffer("k_scale", k_scale)
+        self.register_buffer("v_scale", v_scale)
+
+    def cached(self, x: Tensor, part: str) -> Tensor:
+        """New keys (`k`) or values (`v`) as the cache holds them."""
+        cache = self.spec.cache
+        if cache is None or cache.dynamic:
+            return x
+        return as_cached(x, self.get_buffer(f"{part}_scale"), CACHES[cache.format])
 
     def forward(
         self, x: Tensor, rope: Rotation | None, mask: Tensor, past: Sequence[Tensor] = ()
@@ -113,6 +129,7 @@ class Layer(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
+        k, v = self.cached(k, "k"), self.cached(v, "v")
         if past:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         y = attend(q, k, v, mask, self.spec.attention_scale, self.spec.attention_softcap)

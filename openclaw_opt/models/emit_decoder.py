@@ -4,6 +4,8 @@ Inputs   input_ids [batch, sequence], attention_mask [batch, total], position_id
          past_key_values.{i}.key|value [batch, kv_heads_i, past, head_dim]; total = past + sequence.
 Outputs  logits [batch, sequence, vocab] float32, present.{i}.key|value [batch, kv_heads_i, total, head_dim].
 
+With a low-bit cache past and present are int8 codes (of int4 too), and what attention reads of them is Cast · scale.
+
 Rotary tables are initializers `rope.{key}.cos|sin` [context, dim / 2]. A longrope table has 2 * context rows, and the
 positions of a row of the batch whose last one is past the original context are moved into its second half.
 """
@@ -16,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from openclaw_opt.formats import CACHES, CacheFormat
 from openclaw_opt.models.decoder import Decoder, Layer, Norm
 from openclaw_opt.models.emit import TYPES, Writer, describe
 from openclaw_opt.models.emit_linear import emit_linear
@@ -61,13 +64,19 @@ def emit_norm(writer: Writer, x: ir.Value, name: str, norm: Norm) -> ir.Value:
     return writer.op("LayerNormalization", [x, weight, bias], name, axis=-1, epsilon=norm.eps, stash_type=1)
 
 
+def cache_format(spec: DecoderSpec) -> CacheFormat | None:
+    """Row of the cache that the graph holds; None for float, which it is too where the runtime finds the scales."""
+    return None if spec.cache is None or spec.cache.dynamic else CACHES[spec.cache.format]
+
+
 def _inputs(spec: DecoderSpec, dtype: ir.DataType) -> tuple[ir.Value, ir.Value, ir.Value, list[list[ir.Value]]]:
     ids = describe("input_ids", ir.DataType.INT64, ["batch", "sequence"])
     mask = describe("attention_mask", ir.DataType.INT64, ["batch", "total"])
     positions = describe("position_ids", ir.DataType.INT64, ["batch", "sequence"])
+    held = dtype if cache_format(spec) is None else ir.DataType.INT8
     pasts = [
         [
-            describe(f"past_key_values.{i}.{part}", dtype, ["batch", sizes.kv_heads, "past", spec.head_dim])
+            describe(f"past_key_values.{i}.{part}", held, ["batch", sizes.kv_heads, "past", spec.head_dim])
             for part in ("key", "value")
         ]
         for i, sizes in enumerate(spec.layers)
@@ -172,13 +181,17 @@ class _LayerWriter:
             q, k = self.rotary(q, place, "q"), self.rotary(k, place, "k")
         presents = [
             self.writer.op(
-                "Concat", [old, new], self.name(f"cache.{part}"), outputs=[f"present.{self.index}.{part}"], axis=2
+                "Concat",
+                [old, self.codes(new, part)],
+                self.name(f"cache.{part}"),
+                outputs=[f"present.{self.index}.{part}"],
+                axis=2,
             )
             for old, new, part in zip(past, (k, v), ("key", "value"), strict=True)
         ]
         y = self.writer.op(
             "Attention",
-            [q, *presents, mask],
+            [q, *(self.values(held, part) for held, part in zip(presents, ("key", "value"), strict=True)), mask],
             self.name("attention"),
             scale=self.spec.attention_scale,
             softcap=self.spec.attention_softcap,
@@ -187,6 +200,35 @@ class _LayerWriter:
         width = self.sizes.q_heads * self.spec.head_dim
         y = self.writer.op("Reshape", [y, self.shape(0, 0, width)], self.name("attention"))
         return self.linear(y, "o"), presents
+
+    def codes(self, x: ir.Value, part: str) -> ir.Value:
+        """New keys or values as the cache holds them: int8 codes (of int4 too), or `x` where it is float."""
+        row = cache_format(self.spec)
+        if row is None:
+            return x
+        scope = self.name(f"cache.{part}")
+        x = self.writer.op("Div", [x, self.scale(part)], scope)
+        if row.bits < 8:
+            ends = [
+                scalar(self.writer, f"cache.{word}", float(code))
+                for word, code in (("lowest", row.lowest), ("top", row.top))
+            ]
+            x = self.writer.op("Clip", [x, *ends], scope)
+        zero = self.writer.constant("cache.zero", np.array(0, np.int8))
+        return self.writer.op("QuantizeLinear", [x, scalar(self.writer, "cache.step", 1.0), zero], scope)
+
+    def values(self, held: ir.Value, part: str) -> ir.Value:
+        """What attention reads of the whole cache."""
+        if cache_format(self.spec) is None:
+            return held
+        scope = self.name(f"cache.{part}")
+        wide = self.writer.op("Cast", [held], scope, to=TYPES[self.writer.dtype])
+        return self.writer.op("Mul", [wide, self.scale(part)], scope)
+
+    def scale(self, part: str) -> ir.Value:
+        """Float [kv_heads, 1, head_dim]."""
+        name = f"{part[0]}_scale"
+        return self.writer.weight(self.name(name), self.parts.get_buffer(name))
 
     def heads(self, qkv: ir.Value) -> list[ir.Value]:
         """[batch, sequence, width] split into q, k, v of [batch, heads, sequence, head_dim]."""

@@ -55,8 +55,11 @@ def vectors(spec: DecoderSpec) -> int:
 
 
 def caches(spec: DecoderSpec) -> tuple[KvShape, ...]:
-    """Shape of every layer's cache."""
+    """Shape of every layer's cache, in the graph: one whose scales the runtime finds is float there."""
+    cache = spec.cache.format if spec.cache is not None and not spec.cache.dynamic else None
     return tuple(
-        KvShape(q_heads=layer.q_heads, kv_heads=layer.kv_heads, head_dim=spec.head_dim, window=layer.window)
+        KvShape(
+            q_heads=layer.q_heads, kv_heads=layer.kv_heads, head_dim=spec.head_dim, window=layer.window, cache=cache
+        )
         for layer in spec.layers
     )

@@ -51,6 +51,16 @@ class LayerSpec(Facts):
     """Key of `DecoderSpec.ropes`, or None for no rotation."""
 
 
+class CacheSpec(Facts):
+    """Keys and values in few bits: one scale for each kv head and channel of a layer, beside its weights."""
+
+    format: str
+    """A row of formats.CACHES."""
+    dynamic: bool = False
+    """The runtime finds scales of its own when it writes (llama.cpp's Q8_0 and Q4_0): there are none beside the weights, and
+    the model and its graph compute with a float cache."""
+
+
 class DecoderSpec(Facts):
     """A decoder-only language model in the canonical layout of `models.decoder`."""
 
@@ -79,6 +89,8 @@ class DecoderSpec(Facts):
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     ropes: dict[str, RopeSpec] = Field(default_factory=dict)
+    cache: CacheSpec | None = None
+    """None for a key/value cache in the float type of the graph."""
 
     @property
     def task(self) -> Task:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shutil
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,20 +11,21 @@ from pydantic import Field, field_validator
 
 from openclaw_opt.artifacts import Model, Task
 from openclaw_opt.errors import RecipeError, nearest
-from openclaw_opt.formats import FORMATS, KV_CACHE, UNREALISED, Format
-from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.formats import FORMATS, UNREALISED, Format
+from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work, _caching
 from openclaw_opt.passes import candidates as choosing
+from openclaw_opt.passes._caching import DEFAULT_PERCENTILE, FLOAT
+from openclaw_opt.passes._linears import Sizes, generalised, linear_sizes, words
 from openclaw_opt.passes.candidates import AUTO, Candidates, Within
 from openclaw_opt.targets import FASTEST, Target, formats_of
 
 if TYPE_CHECKING:
+    from openclaw_opt.models.calibrate import Calibration
     from openclaw_opt.models.schemes import Job
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
 Algorithm = Literal["max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"]
 Ranges = Literal["max", "percentile", "mse", "entropy"]
-Sizes = Mapping[str, int]
-"""Name of a linear layer → its inputs (K)."""
 
 ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "int8": ("smoothquant", "max"),
@@ -52,14 +53,13 @@ ON_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "gptq", "awq_gptq")
 COMPENSATES: tuple[Algorithm, ...] = ("gptq", "awq_gptq")
 NEEDS_DATA = frozenset({"int8", "fp8", "nvfp4"})
 SMOOTHQUANT_TOKENS = 1024
-DEFAULT_ALPHA = 0.5
-DEFAULT_PERCENTILE = 99.99
-DEFAULT_DAMPING = 0.01
-DEFAULT_SWEEPS = 2
+DEFAULT_ALPHA, DEFAULT_DAMPING, DEFAULT_SWEEPS = 0.5, 0.01, 2
 DEFAULT_KEEP = {"decoder": ("head",), "encoder": (), "vision": ("model.classifier*",)}
 BLOCKS = (16, 32, 64, 128, 256)
 NVFP4_BLOCK = 16
 GGUF_BLOCK = 32
+WEIGHTS = "weights"
+"""Subfolder for the model whose weights are done and whose cache is not."""
 
 
 class Quantize(Pass):
@@ -70,14 +70,16 @@ class Quantize(Pass):
     """
 
     kind: ClassVar[Kind] = "lossy"
-    summary: ClassVar[str] = "weights (and activations) in int8, int4, fp8 or nvfp4, calibrated by nvidia-modelopt"
+    summary: ClassVar[str] = "weights (and activations, and the cache) in few bits, calibrated by nvidia-modelopt"
     tools: ClassVar[tuple[str, ...]] = ("torch", "nvidia-modelopt")
     reads: ClassVar[tuple[str, ...]] = ("calibration",)
-    essential: ClassVar[tuple[str, ...]] = ("format",)
+    essential: ClassVar[tuple[str, ...]] = ("format", "kv_cache")
 
-    format: Literal["int8", "int8_per_token", "int8_weight_only", "int4", "uint4", "fp8", "nvfp4", "auto"]
-    """Number format; a row of `openclaw-opt list formats`. `auto`: each layer gets one of `candidates`, so that the model keeps
-    `within` and is as small, or as fast, as it can be."""
+    format: Literal["int8", "int8_per_token", "int8_weight_only", "int4", "uint4", "fp8", "nvfp4", "auto", "float"] = (
+        FLOAT
+    )
+    """Number format; a row of `openclaw-opt list formats`. `float`: weights stay as they are, for `kv_cache` alone. `auto`: each
+    layer gets one of `candidates`, so that the model keeps `within` and is as small, or as fast, as it can be."""
     candidates: Candidates | None = None
     """auto: two formats or more, each a word or a mapping of `format` and its own options: `[{format: int4, block: 128}, int8,
     fp16]`. `fp16` leaves a layer in the graph's float type, which is float16 on a GPU and float32 on a CPU."""
@@ -99,7 +101,7 @@ class Quantize(Pass):
     """How ranges are found. int8, fp8: of activations, the largest value seen, a percentile of the values, the least squared
     error, or (int8) the least divergence. Weight-only formats with rtn or max: of weights, max or mse."""
     percentile: Annotated[float, Field(gt=50, le=100)] | None = None
-    """`calibration: percentile`: how many of the values lie within the range, in percent. Default 99.99."""
+    """`calibration` or `kv_calibration: percentile`: how many of the values lie within the range, in percent. Default 99.99."""
     damping: Annotated[float, Field(gt=0, le=1)] | None = None
     """gptq: what is added to the diagonal of the inputs' products, as a share of its mean. Default 0.01."""
     act_order: bool | None = None
@@ -116,8 +118,14 @@ class Quantize(Pass):
     """Layers that stay float, as patterns of module names (`head`, `layers.0.*`).
 
     Default: `head` for decoders, the classifier for vision models, nothing for encoders; nothing with `format: auto`."""
-    kv_cache: Literal["float"] = "float"
-    """Type of the key/value cache: `float`, that of the graph. Low-bit caches are refused with the reason."""
+    kv_cache: Literal["float", "int8", "int4"] = FLOAT
+    """Type of a decoder's key/value cache: `float`, that of the graph; `int8` or `int4` on a CPU, where ONNX Runtime's attention kernel
+    has a calibrated scale for each head and channel, and llama.cpp finds one for 32 channels of each token when it runs."""
+    kv_calibration: Ranges | None = None
+    """`kv_cache` on ONNX Runtime: how ranges of keys and values are found; entropy for int8 alone. Default: max."""
+    kv_per_channel: bool | None = None
+    """`kv_cache` on ONNX Runtime: a scale for each kv head and channel (the default), which loses least where calibration has some ten
+    thousand tokens, or one for a layer's keys and one for its values, which the kernel reads faster."""
     batch_size: Annotated[int, Field(gt=0)] = 4
     """Calibration sequences that run at once; memory grows with it."""
 
@@ -141,10 +149,8 @@ class Quantize(Pass):
 
     @field_validator("kv_cache", mode="before")
     @classmethod
-    def _refuse_low_bit_caches(cls, word: Any) -> Any:
-        if word != "float":
-            raise RecipeError(f"kv_cache: {KV_CACHE}", fix="kv_cache: float")
-        return word
+    def _refuse_caches_that_nothing_holds(cls, word: Any) -> Any:
+        return _caching.read_word(word)
 
     @property
     def row(self) -> Format:
@@ -163,7 +169,9 @@ class Quantize(Pass):
         return () if self.format == AUTO else DEFAULT_KEEP[task]
 
     def parts(self, task: Task) -> tuple[Quantize, ...]:
-        """The formats it may give a layer, each as a pass of its own: itself, or the candidates of `auto`."""
+        """The formats it may give a layer, each as a pass of its own: itself, the candidates of `auto`, or none."""
+        if self.format == FLOAT:
+            return ()
         return tuple(choosing.expanded(self, task).values()) if self.format == AUTO else (self,)
 
     def decided(self, task: str) -> dict[str, Any]:
@@ -176,18 +184,20 @@ class Quantize(Pass):
         return f"{self.format} ({self.algorithm_for(task)}{f', blocks of {block}' if block else ''})"
 
     def ingredients(self, view: View) -> dict[str, Any]:
-        """With `auto`, what a layer costs depends on the backend, and its time on the target."""
+        """With `auto`, what a layer costs depends on the backend, and its time on the target; who finds a cache's scales too."""
         if self.format != AUTO:
-            return {}
+            return {} if self.kv_cache == FLOAT else {"dynamic_cache": _caching.is_dynamic(view.backend)}
         return {"backend": view.backend, **({"target": view.target.title} if self.minimise == "time" else {})}
 
     def block_size(self) -> int | None:
-        return self.block or self.row.block
+        return None if self.format == FLOAT else self.block or self.row.block
 
     def check(self, view: View) -> list[Complaint]:
-        found = list(choosing.complaints(self, view))
+        found = [*choosing.complaints(self, view), *_caching.complaints(self, view)]
         if self.format == AUTO:
             return list(dict.fromkeys(found))
+        if self.format == FLOAT:
+            return [*found, *_caching.weights_stay(self)]
         found += [
             *self._realised(view.target, view.backend),
             *self.option_complaints(view.spec.task),
@@ -255,7 +265,7 @@ class Quantize(Pass):
             return [Complaint(why, "calibration", f"legal: {', '.join(legal)}")]
         if self.row.weight_only and self.calibration != "max" and algorithm not in PLAIN:
             return [Complaint(f"{algorithm} finds its own ranges", "calibration", "leave it out")]
-        if self.percentile is not None and self.calibration != "percentile":
+        if self.percentile is not None and "percentile" not in (self.calibration, self.kv_calibration):
             return [Complaint("percentile has no effect without it", "percentile", "calibration: percentile")]
         return []
 
@@ -290,7 +300,7 @@ class Quantize(Pass):
         if not sizes:
             return []
         found = [
-            Complaint(f"keep: {pattern!r} matches no layer", "keep", nearest(pattern, _words(sizes)))
+            Complaint(f"keep: {pattern!r} matches no layer", "keep", nearest(pattern, words(sizes)))
             for pattern in self.patterns(task)
             if self.keep is not None and not any(fnmatchcase(name, pattern) for name in (*sizes, *done))
         ]
@@ -312,7 +322,7 @@ class Quantize(Pass):
         legal = [size for size in BLOCKS if not any(k % size for k in left.values())]
         if self.format != "nvfp4" and legal:
             return f"block: {max(legal)}"
-        return f"keep: [{', '.join([*self.patterns('decoder'), *_generalised(odd)])}]"
+        return f"keep: [{', '.join([*self.patterns('decoder'), *generalised(odd)])}]"
 
     def _kept(self, name: str, task: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.patterns(task))
@@ -328,8 +338,25 @@ class Quantize(Pass):
 
         facts, data = read_facts(source), work.calibration
         batches = None if data is None else load_calibration(data, facts, source, work.data_cache, self.batch_size)
-        choose = partial(self.chosen, done=tuple(facts.quant))
-        made = quantize_model(Input(source, facts, batches), work.folder, self.job(facts.task), choose, work.progress)
+        if self.format == FLOAT:
+            return self._cached(source, batches, work)
+        choose, both = partial(self.chosen, done=tuple(facts.quant)), self.kv_cache != FLOAT
+        given, folder = Input(source, facts, batches), work.folder / WEIGHTS if both else work.folder
+        made = quantize_model(given, folder, self.job(facts.task), choose, work.progress)
+        if not both:
+            return Done(made.model, changed=made.sentence, count=made.count, details=made.details)
+        done = self._cached(made.model, batches, work)
+        shutil.rmtree(folder)
+        changed, rows = f"{made.sentence}; {done.changed}", [*made.details["layers"], *done.details["layers"]]
+        details = {**made.details, **done.details, "layers": rows}
+        return Done(done.artifact, changed=changed, count=made.count, details=details)
+
+    def _cached(self, source: Model, batches: Calibration | None, work: Work) -> Done[Model]:
+        """The cache of `source` as `kv_cache` says."""
+        from openclaw_opt.models.caching import quantize_cache
+
+        job = _caching.cache_job(self, work.backend)
+        made = quantize_cache(source, batches, work.folder, job, work.progress)
         return Done(made.model, changed=made.sentence, count=made.count, details=made.details)
 
     def job(self, task: str) -> Job:
@@ -362,21 +389,6 @@ class Quantize(Pass):
         return [name for name in sizes if not self._kept(name, task)]
 
 
-def linear_sizes(spec: DecoderSpec | HfSpec) -> dict[str, int]:
-    """Every linear layer and its inputs, from the sizes alone; empty for models that run as Hugging Face wrote them."""
-    from openclaw_opt.models.spec import DecoderSpec
-
-    if not isinstance(spec, DecoderSpec):
-        return {}
-    sizes: dict[str, int] = {}
-    for i, layer in enumerate(spec.layers):
-        sizes[f"layers.{i}.qkv"] = spec.hidden
-        sizes[f"layers.{i}.o"] = layer.q_heads * spec.head_dim
-        sizes[f"layers.{i}.{'gate_up' if spec.gated else 'up'}"] = spec.hidden
-        sizes[f"layers.{i}.down"] = layer.ffn
-    return {**sizes, "head": spec.hidden}
-
-
 def _distance(asked: Format, there: Format) -> tuple[bool, float, bool]:
     """How far a format is from the one asked: same kind first, then bits, then a float for a float."""
     floats = asked.weight.startswith("FLOAT") != there.weight.startswith("FLOAT")
@@ -386,14 +398,3 @@ def _distance(asked: Format, there: Format) -> tuple[bool, float, bool]:
 def _too_few(tokens: int) -> Complaint:
     what = f"smoothquant needs at least {SMOOTHQUANT_TOKENS} calibration tokens, samples × length is {tokens}"
     return Complaint(what, "algorithm", "raise data.calibration.samples, or algorithm: max")
-
-
-def _words(names: Iterable[str]) -> list[str]:
-    """Layer names and the patterns that are likely meant: `layers.0.*`, `*.down`."""
-    every = list(names)
-    layers = {".".join(name.split(".")[:2]) + ".*" for name in every if "." in name}
-    return sorted({*every, *layers, *_generalised(every)})
-
-
-def _generalised(names: Iterable[str]) -> list[str]:
-    return sorted({f"*.{name.rsplit('.', 1)[1]}" for name in names if "." in name})

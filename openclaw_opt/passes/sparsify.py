@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 from openclaw_opt.artifacts import Model
 from openclaw_opt.errors import RecipeError, nearest
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
-from openclaw_opt.passes.quantize import DEFAULT_KEEP, Sizes, linear_sizes
+from openclaw_opt.passes._linears import Sizes, linear_sizes
+from openclaw_opt.passes.quantize import DEFAULT_KEEP
 from openclaw_opt.zeros import TWO_OF_FOUR
 
 DEFAULT_RATIO = 0.5
