@@ -67,6 +67,30 @@ def test_the_gentlest_changes_come_first_and_the_bad_layer_is_named(recipe_file:
     assert all(one.budget == METRIC and one.why for one in found)
 
 
+def test_a_coarse_cache_gets_more_bits_and_is_no_layer_to_keep(write_recipe: Write) -> None:
+    one = missed(0.02, 0.01)
+    row = LayerRecord(name="layers.0.key", format="int4", parameters=0, output_sqnr_db=1)
+    passes = [p.model_copy(update={"layers": (*p.layers, row)}) if p.word == "quantize" else p for p in one.passes]
+    one = one.model_copy(update={"passes": tuple(passes)})
+    both = "format: int4, algorithm: rtn, block: 32, kv_cache: int4"
+    found = settings(proposals(one, load_recipe(write_recipe(("format: int8, algorithm: max", both)))))
+    assert found[0] == "passes.quantize.kv_cache=int8"
+    assert "passes.quantize.keep=[head, layers.1.qkv]" in found
+    whole = settings(
+        proposals(
+            one,
+            load_recipe(
+                write_recipe(
+                    ("format: int8, algorithm: max", both.replace("kv_cache: int4", "kv_cache: int8")), name="int8"
+                )
+            ),
+        )
+    )
+    assert whole[0] == "passes.quantize.kv_cache=float"
+    alone = write_recipe(("format: int8, algorithm: max", "kv_cache: int4"), name="alone")
+    assert settings(proposals(one, load_recipe(alone))) == ["passes.quantize.kv_cache=int8"]
+
+
 def test_more_layers_stay_float_where_more_must_be_won_back(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     kept = [

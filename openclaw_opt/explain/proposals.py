@@ -183,7 +183,8 @@ def _kept_layers(
 ) -> Iterator[Proposal]:
     """The fewest layers that make up the share of the noise which must go."""
     record = next((one for one in report.passes if one.word == part.word), None)
-    worst = worst_layers(record.layers if record else ())
+    # Keys and values of a low-bit cache are rows too, and have no weight that could stay.
+    worst = worst_layers([layer for layer in record.layers if layer.parameters] if record else ())
     total = sum(noise for _, noise in worst)
     if not total:
         return
