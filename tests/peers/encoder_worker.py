@@ -2,7 +2,7 @@
 
     python encoder_worker.py ROW TASK OUT
 
-    {"do": "round", "shapes": [[batch, length], …], "times": n}  →  {"ms": [[…], …]}
+    {"do": "round", "shapes": [[batch, length], …], "times": [n, …]}  →  {"ms": [[…], …]}
     {"do": "outputs"}                                           →  {"file": OUT/output.npy}
 
 A row `ours-…` is an engine of ours in OUT: its outputs are embeddings, pooled in the graph, which the peers are not timed with. The
@@ -41,6 +41,10 @@ def compiled(task: Task) -> Made:
     return Made(run, parameters(model), 0, 0)
 
 
+def made(name: str, task: Task) -> Made:
+    return compiled(task) if name == "torch-compile" else row(name)(task)
+
+
 def ours(folder: Path) -> Run:
     from openclaw_opt.artifacts import Engine
     from openclaw_opt.backends.engines import open_engine
@@ -62,6 +66,10 @@ def timed(run: Run, arrays: Arrays) -> float:
 
 
 def scored(name: str, run: Run, task: Task, out: Path) -> str:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(
+            1
+        )  # the other rows' threads wait for the same cores, and nothing is timed here
     file = out / "output.npy"
     if name.startswith("ours-"):
         np.save(file, np.concatenate([run(one) for one in task.samples("evaluation")]))
@@ -77,15 +85,15 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print must not stand between the answers
     out.mkdir(parents=True, exist_ok=True)
     task = Task(folder, out)
-    if name.startswith("ours-"):
-        run = ours(out)
-    else:
-        run = (compiled(task) if name == "torch-compile" else row(name)(task)).run
+    run = ours(out) if name.startswith("ours-") else made(name, task).run
     print(json.dumps({"ready": name}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "round":
-            found = [[timed(run, arrays) for _ in range(asked["times"])] for arrays in map(sample, asked["shapes"])]
+            found = [
+                [timed(run, sample(shape)) for _ in range(times)]
+                for shape, times in zip(asked["shapes"], asked["times"], strict=True)
+            ]
             print(json.dumps({"ms": found}), file=answers, flush=True)
         else:
             print(json.dumps({"file": scored(name, run, task, out)}), file=answers, flush=True)

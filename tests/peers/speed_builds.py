@@ -93,7 +93,10 @@ def olive(name: str, python: str, checkpoint: Path, cache: Path) -> Path:
     folder = cache / name
     if not list(folder.rglob("genai_config.json")):
         config = cache / f"{name}.json"
-        local = {"type": "LocalSystem", "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}]}
+        local = {
+            "type": "LocalSystem",
+            "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}],
+        }
         asked = {
             "input_model": {"type": "HfModel", "model_path": str(checkpoint)},
             "systems": {"local": local}, "host": "local", "target": "local", "passes": OLIVE[name],

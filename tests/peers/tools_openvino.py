@@ -1,9 +1,8 @@
-"""OpenVINO: PyTorch's module converted by `convert_model`, NNCF's int8 for transformers (activations and weights) or weights alone."""
+"""OpenVINO: optimum-intel's export, NNCF's int8 for transformers (activations and weights) or weights alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from accuracy_worker import Arrays, Made, Task
@@ -18,32 +17,20 @@ def encoder(kind: str) -> Callable[[Task], Made]:
     def make(task: Task) -> Made:
         import nncf
         import openvino
-        import torch
+        from optimum.intel import OVModelForFeatureExtraction
 
         model = load(task)
         wanted = linears(model, task)
         count, weights = parameters(model), sum(one.weight.numel() for one in wanted.values())
-
-        class Hidden(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-                more = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-                return self.model(input_ids=input_ids, **more).last_hidden_state
-
-        sample = task.samples("evaluation")[0]
-        example = {name: torch.from_numpy(np.concatenate([sample[name]] * 2)) for name in INPUTS}
-        made = openvino.convert_model(
-            Hidden().eval(), example_input=example, input=[(name, openvino.PartialShape([-1, -1])) for name in INPUTS]
-        )
+        made = OVModelForFeatureExtraction.from_pretrained(task.checkpoint, export=True, compile=False).model
         if kind == "int8-static":
             data = nncf.Dataset(task.samples("calibration"), lambda one: {name: one[name] for name in INPUTS})
             made = nncf.quantize(made, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=256)
         elif kind == "int8-weights":
             made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_SYM)
-        compiled = openvino.compile_model(made, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
+        compiled = openvino.compile_model(
+            made, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        )
         request = compiled.create_infer_request()
 
         def run(arrays: Arrays) -> np.ndarray:
