@@ -58,13 +58,17 @@ def _listen(level: int, text: bytes, _: object) -> None:
 class _Lane:
     """A context for `sequences` at once, each of `tokens` at most, and the arrays of its steps."""
 
-    def __init__(self, lib: Any, model: Any, sequences: int, tokens: int, *, exact: bool, threads: int) -> None:
+    def __init__(
+        self, lib: Any, model: Any, sequences: int, tokens: int, *, exact: bool, threads: int, watch: Any
+    ) -> None:
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = tokens * sequences, sequences
         params.n_batch = params.n_ubatch = max(CHUNK, sequences)
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = EXACT_TYPE if exact else HALF_TYPE
         params.flash_attn_type = 0 if exact else -1
+        if watch is not None:
+            params.cb_eval = watch.callback
         params.swa_full = True  # a pruned window cache cannot hold a prompt in chunks
         self.lib, self.sequences, self.limit = lib, sequences, int(params.n_batch)
         self.context = lib.llama_init_from_model(model, params)
@@ -128,13 +132,21 @@ class LlamaDecoder(DecoderSession):
         vocab: token ids of the model.
         exact: float32 cache and attention, weights as they lie in the file; for proofs.
         threads: of a step; None for every core this process may use.
+        watch: a `llama_profile.NodeTimes` that is told of every node.
 
     Raises:
         MachineError: the package is missing, or llama.cpp refuses the file.
     """
 
     def __init__(
-        self, file: Path, *, context: int, vocab: int, exact: bool = False, threads: int | None = None
+        self,
+        file: Path,
+        *,
+        context: int,
+        vocab: int,
+        exact: bool = False,
+        threads: int | None = None,
+        watch: Any = None,
     ) -> None:
         self._lib = lib = library()
         _said.clear()
@@ -144,7 +156,7 @@ class LlamaDecoder(DecoderSession):
         if not self._model:
             raise MachineError(f"llama.cpp cannot open the file: {_last()}", where=str(file))
         self.context, self._vocab, self._exact = context, vocab, exact
-        self._threads = threads or cores()
+        self._threads, self._watch = threads or cores(), watch
         self._lane: _Lane | None = None
         self._scoring: _Lane | None = None
         self._lengths: Ids = np.zeros(0, np.int64)
@@ -208,8 +220,8 @@ class LlamaDecoder(DecoderSession):
         return list(buffer[:count])
 
     def _make_lane(self, sequences: int) -> _Lane:
-        lib, context = self._lib, self.context
-        return _Lane(lib, self._model, sequences, context, exact=self._exact, threads=self._threads)
+        options = {"exact": self._exact, "threads": self._threads, "watch": self._watch}
+        return _Lane(self._lib, self._model, sequences, self.context, **options)
 
     def _check(self, ids: Ids, length: int) -> None:
         if not length:
