@@ -1,7 +1,8 @@
 """Where an artifact's time goes: a trace that Perfetto opens, and the ten dearest layers. `openclaw-opt profile ARTIFACT`.
 
 ONNX Runtime's own profile holds every kernel by its node, and a node starts with the name of its layer; llama.cpp tells a callback of
-each node, named as llama.cpp names it; PyTorch's profiler gets a range for each layer of a Model. The profiled run is slower than an unprofiled one: shares are what it is for.
+each node, named as llama.cpp names it; PyTorch's profiler gets a range for each layer of a Model.
+The profiled run is slower than an unprofiled one: shares are what it is for.
 """
 
 from __future__ import annotations
