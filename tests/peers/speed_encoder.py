@@ -87,8 +87,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     run.why = f"round {turn + 1} did not end within {args.wait:g} s, or the process ended"
                     speed.stop(run)
                 elif turn >= speed.WARMUP:
-                    for kept, new in zip(times[run.name], found["ms"], strict=True):
-                        kept.append(float(np.median(new)))
+                    for series, new in zip(times[run.name], found["ms"], strict=True):
+                        series.append(float(np.median(new)))
             order.append(order.pop(0))
         accuracy = {run.name: kept(run, task, args.wait) for run in runs}
     finally:
