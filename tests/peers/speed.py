@@ -5,7 +5,7 @@
 Each peer lives in a virtual environment of its own under FOLDER, made from the pinned packages below, and runs in its own process;
 a round is one prefill of 64 tokens and 40 decode steps in each, one after the other, and the order turns round by round. Between
 them memory is read, so that the fraction of the bandwidth is that of the same minutes. Models of earlier runs in speed.json stay on the
-page, each under its own command and date. A peer that cannot be built or opened, or is
+page, each under its own command and date; `--models` alone only writes the page again. A peer that cannot be built or opened, or is
 not ready in time, is listed as `not measured` with its last words. `minilm` is the encoder's race, speed_encoder.py.
 
 Ours run in this environment: `pip install -e .[gguf]`, with `--find-links FOLDER` where llama-cpp-python was compiled before.
@@ -303,8 +303,19 @@ def main() -> None:
             found["command"] += f" --peers {' '.join(args.peers)}"
         found["when"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
         results = in_order([one for one in results if one["model"] != name] + [found])
-        kept.write_text(json.dumps(results, indent=1) + "\n")
-        (args.output / "speed.md").write_text(page(results, PEERS, NOT_RUN, ENCODER_PEERS))
+        written(results, args)
+    if not args.models:
+        written(results, args)
+
+
+def written(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Raw numbers and page; what builds took is what the cache says now."""
+    for one in results:
+        cache = args.cache / one["model"]
+        if "weight_bytes" in one and (cache / "builds.json").is_file():
+            one.update(sizes(cache / "checkpoint", cache))
+    (args.output / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.output / "speed.md").write_text(page(results, PEERS, NOT_RUN, ENCODER_PEERS))
 
 
 def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
