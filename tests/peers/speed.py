@@ -243,7 +243,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         shutil.copytree(shapes.DEMO, checkpoint, dirs_exist_ok=True)
     else:
         shapes.write(name, checkpoint)
-    speed_builds.ours(checkpoint, cache)
+    wanted = {"onnxruntime": "ours-onnxruntime", "float": "llama.cpp"}
+    asked = [name for name, peer in wanted.items() if any(one.startswith(peer) for one in args.peers)]
+    speed_builds.ours(checkpoint, cache, ("gguf", *asked))
     from openclaw_opt.backends.gguf import weight_bytes
 
     moved = weight_bytes(cache / "ours-gguf" / "model.gguf")

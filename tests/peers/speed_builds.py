@@ -73,10 +73,11 @@ def records(record: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def ours(checkpoint: Path, cache: Path) -> dict[str, dict[str, float]]:
-    """Our artifacts of that checkpoint; what each took, whenever it was made."""
+def ours(checkpoint: Path, cache: Path, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Those of our artifacts of that checkpoint; what each took, whenever it was made."""
     record = cache / "builds.json"
-    for name, (backend, quantize) in OURS.items():
+    for name in names:
+        backend, quantize = OURS[name]
         folder = cache / f"ours-{name}"
         if (folder / "engine.json").is_file():
             continue
