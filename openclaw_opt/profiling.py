@@ -1,7 +1,8 @@
 """Where an artifact's time goes: a trace that Perfetto opens, and the ten dearest layers. `openclaw-opt profile ARTIFACT`.
 
-ONNX Runtime's own profile holds every kernel by its node, and a node starts with the name of its layer; PyTorch's profiler gets a
-range for each layer of a Model. The profiled run is slower than an unprofiled one: shares are what it is for.
+ONNX Runtime's own profile holds every kernel by its node, and a node starts with the name of its layer; llama.cpp tells a callback of
+each node, named as llama.cpp names it; PyTorch's profiler gets a range for each layer of a Model.
+The profiled run is slower than an unprofiled one: shares are what it is for.
 """
 
 from __future__ import annotations
@@ -39,19 +40,13 @@ def profile(folder: Path, trace: Path) -> list[Row]:
 
     Raises:
         RecipeError: the folder holds no engine and no model.
-        MachineError: its runtime gives no profile by layer, or cannot run here.
+        MachineError: its runtime tells no times of nodes, or cannot run here.
     """
     if (folder / Engine.facts_file).is_file():
         facts = Engine(folder).facts
         if facts.backend == "tensorrt":
             raise MachineError("a TensorRT engine is profiled on its GPU, and this machine has none", where=str(folder))
-        if facts.backend != "onnxruntime":
-            raise MachineError(
-                "llama.cpp's binding gives no profile by layer",
-                where=str(folder),
-                fix="openclaw-opt measure, or build with backend: onnxruntime",
-            )
-        events = _onnxruntime(Engine(folder))
+        events = _llama(Engine(folder)) if facts.backend == "gguf" else _onnxruntime(Engine(folder))
         rows = layers_of(events)
     elif (folder / Model.facts_file).is_file():
         events = _torch(Model(folder))
@@ -76,6 +71,20 @@ def _onnxruntime(engine: Engine) -> list[dict[str, Any]]:
             _run(session, graph.facts)
             events: list[dict[str, Any]] = json.loads(session.end_profiling().read_text())
     return [event | {"name": event["name"].removesuffix(KERNEL)} for event in events]
+
+
+def _llama(engine: Engine) -> list[dict[str, Any]]:
+    """On one thread, so that a node's time is its work and not the wait for another thread."""
+    from openclaw_opt.backends.gguf import FILE
+    from openclaw_opt.backends.llama_cpp import LlamaDecoder, library
+    from openclaw_opt.backends.llama_profile import NodeTimes
+
+    facts, times = engine.facts.graph, NodeTimes(library())
+    context = min(facts.context or PROMPT + STEPS, PROMPT + STEPS)
+    file = engine.folder / FILE
+    with closing(LlamaDecoder(file, context=context, vocab=facts.vocab or 0, threads=1, watch=times)) as session:
+        _run(session, facts)
+    return times.events
 
 
 def layers_of(events: list[dict[str, Any]]) -> list[Row]:

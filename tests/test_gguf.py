@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from openclaw_opt.artifacts import Engine, Graph
 from openclaw_opt.backends import fastest, gguf
 from openclaw_opt.backends.gguf_facts import ARCHITECTURES, refused
 from openclaw_opt.backends.gguf_tensors import BLOCK, Blocks, qkv_order
+from openclaw_opt.backends.llama_cpp import LlamaDecoder, library
+from openclaw_opt.backends.llama_profile import NodeTimes
 from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.models.families import DECODERS, spec_from_config
 from openclaw_opt.models.spec import DecoderSpec
@@ -26,6 +30,7 @@ from openclaw_opt.passes.fuse import Fuse
 from openclaw_opt.passes.load import Load
 from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.plan import check_recipe
+from openclaw_opt.profiling import STEPS, profile
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.targets import CANDIDATES, host
 from openclaw_opt.verify import compare, make_probe
@@ -129,6 +134,25 @@ def test_a_wrong_row_order_does_not_pass_the_proof(tmp_path: Path, monkeypatch: 
     proof = gguf.build(graph, host(), todo.folder / PROOF, proof=True)
     with pytest.raises(Exception, match="pass `build` is exact, but outputs differ by"):
         compare(Build(backend="gguf"), graph, proof, probe_of(graph))
+
+
+@needs_llama
+def test_the_profile_names_every_node_and_changes_no_number(tmp_path: Path) -> None:
+    graph, todo = graph_of(tmp_path)
+    engine = gguf.build(graph, host(), todo.folder / "engine")
+    rows = profile(engine.folder, tmp_path / "trace.json")
+    layers = {row.layer: row.kernels for row in rows}
+    for name in ("ffn_gate", "ffn_up", "ffn_out", "attn_out"):
+        assert {f"{name}-0": ("MUL_MAT",), f"{name}-1": ("MUL_MAT",)}.items() <= layers.items()
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert sum(event["name"] == "ffn_out-0" for event in events) == 1 + STEPS
+    ids, times = np.arange(5)[None], NodeTimes(library())
+    with (
+        closing(LlamaDecoder(engine.folder / gguf.FILE, context=64, vocab=256, watch=times)) as watched,
+        closing(LlamaDecoder(engine.folder / gguf.FILE, context=64, vocab=256)) as plain,
+    ):
+        np.testing.assert_allclose(watched.prefill(ids), plain.prefill(ids), atol=1e-5)
+    assert times.events
 
 
 @needs_llama

@@ -69,7 +69,16 @@ class _Lane:
     """A context for `sequences` at once, each of `tokens` at most, and the arrays of its steps."""
 
     def __init__(
-        self, lib: Any, model: Any, sequences: int, tokens: int, *, exact: bool, threads: int, cache: str | None = None
+        self,
+        lib: Any,
+        model: Any,
+        sequences: int,
+        tokens: int,
+        *,
+        exact: bool,
+        threads: int,
+        cache: str | None = None,
+        watch: Any = None,
     ) -> None:
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = tokens * sequences, sequences
@@ -77,6 +86,8 @@ class _Lane:
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = EXACT_TYPE if exact else LOW_BIT[cache][1] if cache else HALF_TYPE
         params.flash_attn_type = NO_FLASH if exact else FLASH if cache else AUTO_FLASH
+        if watch is not None:
+            params.cb_eval = watch.callback
         params.swa_full = True  # a pruned window cache cannot hold a prompt in chunks
         self.lib, self.sequences, self.limit = lib, sequences, int(params.n_batch)
         _caches.clear()
@@ -143,6 +154,7 @@ class LlamaDecoder(DecoderSession):
         exact: float32 cache and attention, weights as they lie in the file; for proofs.
         threads: of a step; None for every core this process may use.
         cache: `int8` or `int4`; None for half precision.
+        watch: a `llama_profile.NodeTimes` that is told of every node.
 
     Raises:
         MachineError: the package is missing, or llama.cpp refuses the file.
@@ -157,6 +169,7 @@ class LlamaDecoder(DecoderSession):
         exact: bool = False,
         threads: int | None = None,
         cache: str | None = None,
+        watch: Any = None,
     ) -> None:
         self._lib = lib = library()
         _said.clear()
@@ -166,7 +179,7 @@ class LlamaDecoder(DecoderSession):
         if not self._model:
             raise MachineError(f"llama.cpp cannot open the file: {_last()}", where=str(file))
         self.context, self._vocab, self._exact, self._low_bit = context, vocab, exact, cache
-        self._threads = threads or cores()
+        self._threads, self._watch = threads or cores(), watch
         self._lane: _Lane | None = None
         self._scoring: _Lane | None = None
         self._lengths: Ids = np.zeros(0, np.int64)
@@ -236,9 +249,8 @@ class LlamaDecoder(DecoderSession):
         return lane.held
 
     def _make_lane(self, sequences: int) -> _Lane:
-        lib, context = self._lib, self.context
-        low_bit, threads = self._low_bit, self._threads
-        return _Lane(lib, self._model, sequences, context, exact=self._exact, threads=threads, cache=low_bit)
+        options = {"exact": self._exact, "threads": self._threads, "cache": self._low_bit, "watch": self._watch}
+        return _Lane(self._lib, self._model, sequences, self.context, **options)
 
     def _check(self, ids: Ids, length: int) -> None:
         if not length:

@@ -9,7 +9,7 @@ import typer
 
 
 def profile(
-    artifact: Annotated[Path, typer.Argument(help="The folder of a build: of an ONNX Runtime engine, or built --until model.")],
+    artifact: Annotated[Path, typer.Argument(help="The folder of a build: of an ONNX Runtime or GGUF engine, or built --until model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The trace, for https://ui.perfetto.dev or chrome://tracing.")] = Path("trace.json"),
 ) -> None:  # fmt: skip
     """Run an artifact once under its runtime's profiler: a trace that Perfetto opens, and its ten dearest layers."""

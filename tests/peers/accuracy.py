@@ -62,20 +62,23 @@ class Task:
         load = load_tokens if self.kind == "decoder" else load_sentences
         return load(source, self.folder / "checkpoint" / "tokenizer.json", self.folder / "data")
 
-    def score(self, output: np.ndarray) -> list[Measurement]:
-        """A model's output on the evaluation data, scored as every artifact of ours is."""
+    @property
+    def reference(self) -> Any:
+        """What the untouched checkpoint says on the evaluation data; run once."""
         if self._reference is None:
             self._reference = self._run()
-        data = self.data["evaluation"]
+        return self._reference
+
+    def score(self, output: np.ndarray) -> list[Measurement]:
+        """A model's output on the evaluation data, scored as every artifact of ours is."""
+        reference, data = self.reference, self.data["evaluation"]
         if self.kind == "decoder":
             at = {bytes(ids): row for ids, row in zip(data.sequences, output, strict=True)}
-            scores = score_sequences(
-                lambda ids: np.stack([at[bytes(one)] for one in ids]), data.sequences, self._reference
-            )
+            scores = score_sequences(lambda ids: np.stack([at[bytes(one)] for one in ids]), data.sequences, reference)
             return [*perplexity_rows(scores, data.bytes), *agreement_rows(scores)]
         if self.kind == "encoder":
-            return embedding_rows(self._reference, self._pooled(output))
-        return classification_rows(self._reference, output, data.labels)
+            return embedding_rows(reference, self._pooled(output))
+        return classification_rows(reference, output, data.labels)
 
     def _pooled(self, hidden: np.ndarray) -> np.ndarray:
         """[texts, longest, hidden] → [texts, hidden], as our wrapper pools."""

@@ -191,7 +191,54 @@ def untouched(task: Task) -> Made:
     return Made(runner(ready), parameters(ready), 0, 0)
 
 
+def fused(low: bool) -> Callable[[Task], Made]:
+    """An encoder through ONNX Runtime's transformer optimizer, which knows the old exporter's attention; `low`: then quantize_dynamic."""
+
+    def make(task: Task) -> Made:
+        import torch
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.transformers import optimizer
+        from tools_torch import linears, parameters
+
+        model, names = load(task), INPUTS["encoder"]
+        model.set_attn_implementation("eager")
+
+        class Wrapped(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, *inputs: Any) -> Any:
+                return self.model(**dict(zip(names, inputs, strict=True))).last_hidden_state
+
+        sample, raw, ready, out = (
+            task.samples("evaluation")[0],
+            *(task.work / f"{word}.onnx" for word in ("raw", "fused", "low")),
+        )
+        two = tuple(torch.from_numpy(np.concatenate([sample[name]] * 2)) for name in names)
+        torch.onnx.export(
+            Wrapped().eval(), two, str(raw), input_names=list(names), output_names=["output"], dynamo=False, opset_version=17,
+            dynamic_axes={name: {0: "batch", 1: "length"} for name in (*names, "output")},
+        )  # fmt: skip
+        heads, width = model.config.num_attention_heads, model.config.hidden_size
+        made = optimizer.optimize_model(str(raw), model_type="bert", num_heads=heads, hidden_size=width, opt_level=0)
+        if not made.get_fused_operator_statistics()["Attention"]:
+            raise RuntimeError("ONNX Runtime's optimizer fused no attention")
+        made.save_model_to_file(str(ready))
+        layers = linears(model, task)
+        weights = sum(one.weight.numel() for one in layers.values())
+        if not low:
+            return Made(runner(ready), parameters(model), 0, 0)
+        more = {"extra_options": {"DefaultTensorType": 1}}
+        quantize_dynamic(str(ready), str(out), per_channel=True, weight_type=QuantType.QInt8, **more)
+        return Made(runner(out), parameters(model), len(layers), weights)
+
+    return make
+
+
 ROWS = {
+    "fused": fused(low=False),
+    "fused-dynamic": fused(low=True),
     "float32": untouched,
     "rtn-32": nbits(32, True),
     "rtn-128": nbits(128, True),

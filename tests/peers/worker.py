@@ -38,16 +38,10 @@ class Torch:
         import transformers
 
         torch.set_num_threads(THREADS)
-        options: dict[str, Any] = {}
-        if ao:
-            from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-
-            config = Int8WeightOnlyConfig() if ao == "int8" else Int4WeightOnlyConfig(group_size=32, **_int4_packing())
-            options["quantization_config"] = transformers.TorchAoConfig(config)
         self.torch, self.transformers = torch, transformers
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=getattr(torch, dtype), **options
-        ).eval()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).eval()
+        if ao:
+            _quantize(self.model, ao)
         self.compiled, self.length = compiled, 0
         self.forward = torch.compile(self.model.forward) if compiled else self.model.forward
 
@@ -78,24 +72,26 @@ class Torch:
         return made.logits[0, -1].float().numpy()
 
 
-def _int4_packing() -> dict[str, Any]:
-    """The layout of torchao's int4 kernel for CPUs, by the name it has in this version."""
-    return {"int4_packing_format": "opaque"}
+def _quantize(model: Any, kind: str) -> None:
+    """torchao on the module itself, in blocks of 32; int4's kernel for CPUs is a prototype of its own, and transformers' config cannot name it."""
+    import torch
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    if kind == "int8":
+        config: Any = Int8WeightOnlyConfig()
+    else:
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+        config = PrototypeInt4WeightOnlyConfig(group_size=32)
+    quantize_(model, config, filter_fn=lambda module, _: isinstance(module, torch.nn.Linear))
 
 
 class Genai:
-    """onnxruntime-genai's own builder, int4 in the blocks asked for."""
+    """A folder of onnxruntime-genai's."""
 
-    def __init__(self, checkpoint: str, cache: Path, block: int) -> None:
-        import subprocess
-
+    def __init__(self, folder: Path) -> None:
         import onnxruntime_genai as og
 
-        folder = cache / f"genai-int4-{block}"
-        if not (folder / "genai_config.json").is_file():
-            command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", str(folder)]
-            more = ["-p", "int4", "-e", "cpu", "-c", str(cache / "hub"), "--extra_options", f"int4_block_size={block}"]
-            subprocess.run([*command, *more], check=True, stdout=sys.stderr)
         config = json.loads((folder / "genai_config.json").read_text())
         config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = THREADS
         (folder / "genai_config.json").write_text(json.dumps(config))
@@ -113,6 +109,23 @@ class Genai:
     def _step(self, ids: list[int]) -> Any:
         self.generator.append_tokens(ids)
         return np.asarray(self.generator.get_logits()).reshape(-1)
+
+
+def genai(checkpoint: str, cache: Path, block: int) -> Genai:
+    """onnxruntime-genai's own builder, int4 in the blocks asked for."""
+    import subprocess
+
+    folder = cache / f"genai-int4-{block}"
+    if not (folder / "genai_config.json").is_file():
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", str(folder)]
+        more = ["-p", "int4", "-e", "cpu", "-c", str(cache / "hub"), "--extra_options", f"int4_block_size={block}"]
+        subprocess.run([*command, *more], check=True, stdout=sys.stderr)
+    return Genai(folder)
+
+
+def olive(cache: Path, name: str) -> Genai:
+    """What Olive made, by `speed_builds.olive`."""
+    return Genai(next(iter((cache / name).rglob("genai_config.json"))).parent)
 
 
 class Openvino:
@@ -203,8 +216,10 @@ PEERS: dict[str, Callable[[str, Path], Peer]] = {
     "torch-compile-fp32": lambda checkpoint, cache: Torch(checkpoint, compiled=True),
     "torchao-int8": lambda checkpoint, cache: Torch(checkpoint, "bfloat16", ao="int8"),
     "torchao-int4": lambda checkpoint, cache: Torch(checkpoint, "bfloat16", ao="int4"),
-    "genai-int4-32": lambda checkpoint, cache: Genai(checkpoint, cache, 32),
-    "genai-int4-128": lambda checkpoint, cache: Genai(checkpoint, cache, 128),
+    "genai-int4-32": lambda checkpoint, cache: genai(checkpoint, cache, 32),
+    "genai-int4-128": lambda checkpoint, cache: genai(checkpoint, cache, 128),
+    "olive-builder-int4": lambda checkpoint, cache: olive(cache, "olive-builder-int4"),
+    "olive-rtn-int4": lambda checkpoint, cache: olive(cache, "olive-rtn-int4"),
     "openvino-int8": lambda checkpoint, cache: Openvino(checkpoint, cache, 8),
     "openvino-int4": lambda checkpoint, cache: Openvino(checkpoint, cache, 4),
     "llama.cpp-q4_0": lambda checkpoint, cache: llama_cpp(cache, "q4_0"),
