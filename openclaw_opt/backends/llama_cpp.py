@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +66,30 @@ def _listen(level: int, text: bytes, _: object) -> None:
         _caches.append((found[1], found[2]))
 
 
+@dataclass(frozen=True)
+class _Ways:
+    """How a context computes: `LlamaDecoder` says what each means."""
+
+    exact: bool
+    threads: int
+    cache: str | None
+    watch: Any
+
+
 class _Lane:
     """A context for `sequences` at once, each of `tokens` at most, and the arrays of its steps."""
 
-    def __init__(
-        self,
-        lib: Any,
-        model: Any,
-        sequences: int,
-        tokens: int,
-        *,
-        exact: bool,
-        threads: int,
-        cache: str | None = None,
-        watch: Any = None,
-    ) -> None:
+    def __init__(self, lib: Any, model: Any, sequences: int, tokens: int, ways: _Ways) -> None:
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = tokens * sequences, sequences
         params.n_batch = params.n_ubatch = max(CHUNK, sequences)
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = EXACT_TYPE if exact else LOW_BIT[cache][1] if cache else HALF_TYPE
-        params.flash_attn_type = NO_FLASH if exact else FLASH if cache else AUTO_FLASH
-        if watch is not None:
-            params.cb_eval = watch.callback
+        params.n_threads = params.n_threads_batch = ways.threads
+        params.type_k = params.type_v = (
+            EXACT_TYPE if ways.exact else LOW_BIT[ways.cache][1] if ways.cache else HALF_TYPE
+        )
+        params.flash_attn_type = NO_FLASH if ways.exact else FLASH if ways.cache else AUTO_FLASH
+        if ways.watch is not None:
+            params.cb_eval = ways.watch.callback
         params.swa_full = True  # a pruned window cache cannot hold a prompt in chunks
         self.lib, self.sequences, self.limit = lib, sequences, int(params.n_batch)
         _caches.clear()
@@ -249,8 +251,8 @@ class LlamaDecoder(DecoderSession):
         return lane.held
 
     def _make_lane(self, sequences: int) -> _Lane:
-        options = {"exact": self._exact, "threads": self._threads, "cache": self._low_bit, "watch": self._watch}
-        return _Lane(self._lib, self._model, sequences, self.context, **options)
+        ways = _Ways(self._exact, self._threads, self._low_bit, self._watch)
+        return _Lane(self._lib, self._model, sequences, self.context, ways)
 
     def _check(self, ids: Ids, length: int) -> None:
         if not length:
