@@ -285,7 +285,7 @@ def main() -> None:
         "--cache", type=Path, required=True, help="environments, checkpoints and artifacts; outside the repository"
     )
     parser.add_argument(
-        "--models", nargs="+", default=["demo", "125m", "0.41b"], choices=["demo", *shapes.SHAPES, "minilm"]
+        "--models", nargs="*", default=["demo", "125m", "0.41b"], choices=["demo", *shapes.SHAPES, "minilm"]
     )
     parser.add_argument("--peers", nargs="+", default=list(EVERYONE), choices=EVERYONE)
     parser.add_argument("--rounds", type=int, default=9)

@@ -137,7 +137,7 @@ def build_table(found: dict[str, Any]) -> list[str]:
     if not builds or not half:
         return []
     lines = [
-        "Builds, from nothing, one each and one after the other; peaks are resident memory sampled every 50 ms.",
+        "Builds, from nothing, one each; other work was not held off the machine meanwhile. Peaks are resident memory sampled every 50 ms.",
         "",
     ]
     lines += ["| build | seconds | peak, MiB | peak / fp16 checkpoint |", "|---|---|---|---|"]
@@ -217,6 +217,8 @@ def conditions(found: dict[str, Any]) -> list[str]:
         else ""
     )
     lines = [f"{rounds} rounds{moved}; load average before measuring {found['load']:.1f} on {cores} cores."]
+    if rounds < 7:
+        lines.append("Fewer than 7 rounds have no interval, so no ratio is given and nothing is decided.")
     if found["load"] > cores:
         lines.append("**The machine was busy**: ratios in turns are fair, milliseconds are not an idle machine's.")
     return lines
