@@ -62,7 +62,7 @@ def build(  # noqa: PLR0913 - what a build can be asked, by name
     folder = output_folder(recipe, output)
     with locked(folder), disk_errors(), peak_memory() as peak:
         prepare(folder)
-        plan = make_plan(recipe, store)
+        plan = make_plan(recipe, store, until)
         against, beside = opened_baseline(plan, baseline), opened_history(plan, history)
         steps = steps_until(plan, until)
         read_data(plan, steps, store)

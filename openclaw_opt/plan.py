@@ -220,15 +220,21 @@ def _wrong_images(role: str, given: tuple[int, ...], wanted: tuple[int, ...] | N
     )
 
 
-def make_plan(recipe: Recipe, store: Store) -> Plan:
-    """Check, then key every step. Raises what `check_recipe` raises, and MachineError when the disk is too small."""
+def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> Plan:
+    """Check, then key every step.
+
+    Args:
+        until: the artifact that the build ends with, as `steps_until` takes it: what comes after needs no disk.
+
+    Raises what `check_recipe` and `steps_until` raise, and MachineError when the disk is too small.
+    """
     hashes = Hashes(store.root / "hashes.json")
     listing, spec = check_recipe(recipe)
     checkpoint = Checkpoint(listing.folder, listing.config, {path.name: hashes.of(path) for path in listing.weights})
     hashes.write()
     plan = Plan(recipe, listing, checkpoint, spec, ())
     plan = replace(plan, steps=keyed_steps(plan, store))
-    _check_disk(plan, store)
+    _check_disk(replace(plan, steps=steps_until(plan, until)), store)
     return plan
 
 

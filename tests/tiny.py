@@ -116,8 +116,10 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
-def write_checkpoint(folder: Path, family: str = "llama", *, std: float = 0.2, seed: int = 0, **changes: Any) -> Path:
-    """A random checkpoint of `family` in `folder`; `changes` are set on its config. Returns `folder`."""
+def write_checkpoint(
+    folder: Path, family: str = "llama", *, std: float = 0.2, seed: int = 0, shard: str = "5GB", **changes: Any
+) -> Path:
+    """A random checkpoint of `family` in `folder`, its files at most `shard`; `changes` are set on its config. Returns `folder`."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
     for key, value in changes.items():
@@ -127,7 +129,7 @@ def write_checkpoint(folder: Path, family: str = "llama", *, std: float = 0.2, s
     for name, value in model.named_parameters():
         spread = 0.1 if "norm" in name or "ln_" in name or "bias" in name else std
         value.data.add_(torch.randn_like(value) * spread)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=shard)
     if family not in ("vit", "resnet"):
         write_tokenizer(folder, config.vocab_size)
     return folder
