@@ -89,6 +89,7 @@ def four() -> dict[str, str]:
         options = f"block: {block}, algorithm: gptq"
         made[f"int4 block {block}, rotate + gptq"] = quantize(f"format: int4, {options}", "rotate")
         made[f"uint4 block {block}, gptq"] = quantize(f"format: uint4, {options}")
+        made[f"int4 block {block}, gptq, no sweeps"] = quantize(f"format: int4, {options}, sweeps: 0")
     made["uint4 block 32, rtn"] = quantize("format: uint4, block: 32, algorithm: rtn")
     made["int4 block 32, rtn, mse ranges"] = quantize("format: int4, block: 32, algorithm: rtn, calibration: mse")
     return made
