@@ -34,7 +34,8 @@ from openclaw_opt.metrics.roofline import cache_bytes, read_work  # noqa: E402
 from openclaw_opt.targets import Target, host  # noqa: E402
 from openclaw_opt.versions import versions  # noqa: E402
 from tests.peers import shapes  # noqa: E402
-from tests.peers.speed import Run, ask, open_run, ratio_of, shown, stop, verdict  # noqa: E402
+from tests.peers.speed import Run, ask, open_run, stop  # noqa: E402
+from tests.peers.speed_page import ratio_of, shown, verdict  # noqa: E402
 
 PROMPT, STEPS, WARMUP = 128, 32, 2
 BATCHES = (1, 16)
