@@ -307,7 +307,9 @@ class _Reader:
                 if at.choice is None or cls is not Grammar:
                     self._explain(one, at, path)
         except RecipeError as error:
-            self._add(error.what, path, error.fix)
+            self._add(error.what, (*path, error.where) if error.where else path, error.fix)
+            if error.where in value:  # it hid the mistakes of the other options
+                self._validated(cls, {name: one for name, one in value.items() if name != error.where}, path)
         except (TypeError, ValueError) as error:
             self._add(f"cannot be read: {error}", path)
         return None

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Model
+from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, GraphFacts, Model
 from openclaw_opt.backends import DecoderSession, GenericSession, Session
 from openclaw_opt.errors import VerificationError
 from openclaw_opt.formats import CACHES, FORMATS
@@ -122,32 +122,32 @@ def typical_difference(a: dict[str, Array], b: dict[str, Array]) -> float:
     return float(np.median(rows)) / max(top, 1e-30)
 
 
+def _graph_facts(artifact: Artifact) -> GraphFacts | None:
+    """Of a graph, or of the one an engine was built from."""
+    if isinstance(artifact, Engine):
+        return artifact.facts.graph
+    return artifact.facts if isinstance(artifact, Graph) else None
+
+
 def _flips(artifact: Artifact) -> bool:
-    if not isinstance(artifact, (Engine, Graph)):
-        return False
-    facts = artifact.facts.graph if isinstance(artifact, Engine) else artifact.facts
-    return facts.quantized_activations or any(kv.cache is not None for kv in facts.kv)
+    facts = _graph_facts(artifact)
+    return facts is not None and (facts.quantized_activations or any(kv.cache is not None for kv in facts.kv))
 
 
 def _only_the_cache(artifact: Artifact) -> bool:
     """Nothing but an int8 cache rounds: one code that turns over moves one channel of one token, and no typical row."""
-    if not isinstance(artifact, (Engine, Graph)) or _coarse(artifact):
-        return False
-    return not (artifact.facts.graph if isinstance(artifact, Engine) else artifact.facts).quantized_activations
+    facts = _graph_facts(artifact)
+    return facts is not None and not facts.quantized_activations and not _coarse(artifact)
 
 
 def _coarse(artifact: Artifact) -> bool:
     """Activations or a cache in 4 bits: one rounding that turns over is a third of its value, and no bound on the largest row means much."""
-    facts = (
-        artifact.facts.graph
-        if isinstance(artifact, Engine)
-        else artifact.facts
-        if isinstance(artifact, Graph)
-        else None
-    )
-    rows = [FORMATS.get(layer.format) for layer in facts.quantized] if facts else []
-    if facts is not None and any(kv.cache is not None and CACHES[kv.cache].bits == 4 for kv in facts.kv):
+    facts = _graph_facts(artifact)
+    if facts is None:
+        return False
+    if any(kv.cache is not None and CACHES[kv.cache].bits == 4 for kv in facts.kv):
         return True
+    rows = [FORMATS.get(layer.format) for layer in facts.quantized]
     return any(row is not None and row.activation.startswith("FLOAT4") for row in rows)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openclaw_opt.cli.progress import Silent
-from openclaw_opt.errors import MachineError
+from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.pipeline import build
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.store import Store
@@ -57,6 +57,16 @@ def test_a_cache_too_small_for_the_passes_is_found_before_work(
         build(load_recipe(write_recipe()), store=Store(small_disk), output=tmp_path / "out", hooks=Silent())
     assert "--cache" in caught.value.fix
     assert not (tmp_path / "out").exists()
+
+
+def test_passes_after_the_wanted_artifact_want_no_disk(
+    write_recipe: Callable[..., Path], tmp_path: Path, small_disk: Path
+) -> None:
+    recipe, output = load_recipe(write_recipe()), tmp_path / "out"
+    with pytest.raises(MachineError, match=r"the cache needs up to .* GiB for 2 passes"):
+        build(recipe, store=Store(small_disk), output=output, hooks=Silent(), until="model")
+    with pytest.raises(RecipeError, match="--until modle: unknown stage"):
+        build(recipe, store=Store(small_disk), output=output, hooks=Silent(), until="modle")
 
 
 def test_the_cache_s_disk_fills_in_a_pass(

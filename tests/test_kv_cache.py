@@ -437,6 +437,33 @@ def test_the_recipe_is_refused_with_its_line(write_recipe: Callable[..., Path]) 
         load_recipe(write_recipe(("format: int8, algorithm: max", "kv_cache: fp8"), name="fp8"))
 
 
+def test_what_nothing_realises_hides_no_other_mistake(write_recipe: Callable[..., Path]) -> None:
+    """The place is the option's, of a file and of `--set`; the other options of the pass are read too."""
+    options = "format: mxfp8, kv_cache: fp8, damping: 7, sweps: 1"
+    path = write_recipe(("format: int8, algorithm: max", options))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert [mistake.what.split(" is ")[0].split("; ")[0] for mistake in caught.value.mistakes] == [
+        "format: mxfp8", "kv_cache: fp8", "damping: input should be less than or equal to 1", "unknown key 'sweps'",
+    ]  # fmt: skip
+    with pytest.raises(RecipeError, match=r"^--set passes\.quantize\.kv_cache=fp8: kv_cache: fp8 is not realised"):
+        load_recipe(write_recipe(name="set"), settings=["passes.quantize.kv_cache=fp8"])
+
+
+def test_weights_after_the_cache(tmp_path: Path) -> None:
+    """A decoder that streams with scales of a cache beside its weights: they are carried over, and its codes are computed with."""
+    alone = Alone(tmp_path, "llama")
+    first = alone(Quantize(kv_cache="int8"), None, texts())
+    done = alone(Quantize(format="int4", algorithm="gptq"), first.artifact, texts())
+    before, after = (open_model(one.artifact) for one in (first, done))
+    assert isinstance(before, Decoder)
+    assert isinstance(after, Decoder)
+    assert after.spec.cache == before.spec.cache
+    for old, new in zip(before.layers, after.layers, strict=True):
+        for part in ("k_scale", "v_scale"):
+            assert torch.equal(old.get_buffer(part), new.get_buffer(part))
+
+
 def test_bytes_of_a_token_are_those_of_the_caches() -> None:
     shape = KvShape(q_heads=8, kv_heads=2, head_dim=64)
     kinds = [(None, None), ("int8", None), ("int4", None), ("int8", 32), ("int4", 32)]

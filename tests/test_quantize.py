@@ -539,6 +539,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str] | None]] 
     ({"format": "int4", "block": 64}, {}, ("blocks of 64 do not divide the 96 inputs of layers.0.down", "block", "block: 32")),
     ({"format": "uint4"}, on("l4"), ("tensorrt does not realise uint4 on NVIDIA L4: it takes no zero point but 0", "format", "format: int4")),
     ({"format": "int4", "algorithm": "gptq", "damping": 0.1, "act_order": False}, {}, None),
+    ({"format": "int4", "sweeps": 0}, {}, None),
+    ({"format": "int4", "algorithm": "rtn", "sweeps": 2}, {}, ("sweeps has no effect with rtn", "sweeps", "leave it out")),
     ({"format": "int4", "algorithm": "awq", "damping": 0.1}, {}, ("damping has no effect with awq", "damping", "leave it out")),
     ({"format": "int8", "act_order": True}, {}, ("act_order has no effect with smoothquant", "act_order", "leave it out")),
     ({"format": "fp8", "calibration": "entropy"}, on("l4"), ("fp8 has no entropy calibration", "calibration", "legal: max, percentile, mse")),

@@ -131,6 +131,14 @@ def _read(item: Any, cls: type[Quantize]) -> dict[str, Any]:
     return dict(made)
 
 
+def read_format(word: Any) -> Any:
+    """The option as written. Raises RecipeError for a format that no runtime realises."""
+    if isinstance(word, str) and word in UNREALISED:
+        why, near = UNREALISED[word]
+        raise RecipeError(f"format: {word} is not realised: {why}", fix=near)
+    return word
+
+
 def read_within(value: Any) -> dict[str, Any]:
     """Names and rules as written, each known to be one. Raises RecipeError."""
     if not isinstance(value, Mapping) or not value:

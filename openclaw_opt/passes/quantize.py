@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from openclaw_opt.artifacts import Model, Task
 from openclaw_opt.errors import RecipeError, nearest
-from openclaw_opt.formats import FORMATS, UNREALISED, Format
+from openclaw_opt.formats import FORMATS, Format
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work, _caching
 from openclaw_opt.passes import candidates as choosing
 from openclaw_opt.passes._caching import DEFAULT_PERCENTILE, FLOAT
@@ -129,28 +129,22 @@ class Quantize(Pass):
     batch_size: Annotated[int, Field(gt=0)] = 4
     """Calibration sequences that run at once; memory grows with it."""
 
-    @field_validator("format", mode="before")
+    @field_validator("format", "candidates", "within", "kv_cache", mode="before")
     @classmethod
-    def _refuse_what_nothing_realises(cls, word: Any) -> Any:
-        if isinstance(word, str) and word in UNREALISED:
-            why, near = UNREALISED[word]
-            raise RecipeError(f"format: {word} is not realised: {why}", fix=near)
-        return word
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        """Raises RecipeError with the option as `where`."""
+        try:
+            if info.field_name == "format":
+                return choosing.read_format(value)
+            if info.field_name == "kv_cache":
+                return _caching.read_word(value)
+            return None if value is None else cls._read_choice(value, info)
+        except RecipeError as error:
+            raise RecipeError(error.what, where=str(info.field_name), fix=error.fix) from error
 
-    @field_validator("candidates", mode="before")
     @classmethod
-    def _each_candidate(cls, value: Any) -> Any:
-        return None if value is None else choosing.read_candidates(value, cls)
-
-    @field_validator("within", mode="before")
-    @classmethod
-    def _each_rule(cls, value: Any) -> Any:
-        return None if value is None else choosing.read_within(value)
-
-    @field_validator("kv_cache", mode="before")
-    @classmethod
-    def _refuse_caches_that_nothing_holds(cls, word: Any) -> Any:
-        return _caching.read_word(word)
+    def _read_choice(cls, value: Any, info: ValidationInfo) -> Any:
+        return choosing.read_candidates(value, cls) if info.field_name == "candidates" else choosing.read_within(value)
 
     @property
     def row(self) -> Format:
