@@ -8,7 +8,6 @@ do not predict. `hourly_usd` is an on-demand cloud price of one card; it is a de
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,8 +112,6 @@ RAY_TYPES = {
 FASTEST = "fastest"
 """`build: {backend: fastest}`: every one of CANDIDATES is built and timed on this machine."""
 CANDIDATES = ("onnxruntime", "gguf")
-DRIVER_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
-"""What NVIDIA's driver makes on Linux, and under Windows' Linux subsystem."""
 
 
 def target_names() -> list[str]:
@@ -162,23 +159,12 @@ def host() -> Target:
 
 
 def _gpu_host() -> Target | None:
-    if sys.platform == "linux" and not any(Path(device).exists() for device in DRIVER_DEVICES):
-        return None  # no driver is loaded, so NVML need not be asked
-    import pynvml
+    from openclaw_opt.nvml import first_card
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None  # no driver: there is no GPU to build for
-    try:
-        if not pynvml.nvmlDeviceGetCount():
+    with first_card() as card:
+        if card is None:
             return None
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        compute = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
-        title = str(pynvml.nvmlDeviceGetName(handle))
-        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    finally:
-        pynvml.nvmlShutdown()
+        title, compute, memory = card.title, card.compute, card.memory
     known = _row_of(title)
     if known is not None:
         return replace(known, name=HOST, title=title, memory=memory)

@@ -18,9 +18,18 @@ SCRIPT = ROOT / "tests" / "gpu" / "measure.py"
 RESULTS = ROOT / "docs" / "results"
 
 
-def row(subject: str, later: float, batch: int = 1, read: int = 0, why: str = "") -> dict[str, Any]:
+def row(subject: str, later: float, batch: int = 1, read: int = 0, why: str = "", watts: float = 0) -> dict[str, Any]:
     times = [later] * 9 if later else []
-    return {"subject": subject, "batch": batch, "first": times, "later": times, "bytes": read, "why": why}
+    board = {"gpu.power_w": watts, "gpu.energy_per_token_j": watts / 1e3} if watts else {}
+    return {
+        "subject": subject,
+        "batch": batch,
+        "first": times,
+        "later": times,
+        "bytes": read,
+        "board": board,
+        "why": why,
+    }
 
 
 FOUND = {
@@ -28,7 +37,7 @@ FOUND = {
     "shapes": [{
         "shape": "8b", "rates": [4.0e12, 4.4e12],
         "rows": [
-            row("pytorch-eager", 20.0), row("onnxruntime-int4", 2.0, read=4_400_000_000), row("onnxruntime-fp16", 5.0, read=16 * 10**9),
+            row("pytorch-eager", 20.0), row("onnxruntime-int4", 2.0, read=4_400_000_000, watts=600.0), row("onnxruntime-fp16", 5.0, read=16 * 10**9),
             row("tensorrt-fp16", 0.0, why="this card is not for TensorRT-RTX"), row("pytorch-eager", 25.0, 16),
             row("onnxruntime-int4", 5.0, 16, 10**9),
         ],
@@ -38,8 +47,13 @@ FOUND = {
 
 def test_the_page_has_every_subject_and_judges_by_intervals() -> None:
     text = measure.page(FOUND)
-    assert "| onnxruntime-int4 | 1 | 2.00 | 2.000 | 500 | 10.00× (10.00 to 10.00) | 0.50 (0.50 to 0.50) |" in text
-    assert "| onnxruntime-int4 | 16 | 5.00 | 5.000 | 3200 | 5.00× (5.00 to 5.00) | 0.05 (0.05 to 0.05) |" in text
+    assert (
+        "| onnxruntime-int4 | 1 | 2.00 | 2.000 | 500 | 10.00× (10.00 to 10.00) | 0.50 (0.50 to 0.50) | 600 | 0.6 |"
+        in text
+    )
+    assert (
+        "| onnxruntime-int4 | 16 | 5.00 | 5.000 | 3200 | 5.00× (5.00 to 5.00) | 0.05 (0.05 to 0.05) | – | – |" in text
+    )
     assert "| tensorrt-fp16 | 1 | not measured: this card is not for TensorRT-RTX |" in text
     assert "- at least 5 × PyTorch eager: met; onnxruntime-int4 10.00×" in text
     assert "- at least 0.7 of the bound: missed; onnxruntime-int4 0.50×" in text

@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 
 from openclaw_opt.artifacts import Graph  # noqa: E402
 from openclaw_opt.metrics.roofline import cache_bytes, read_work  # noqa: E402
+from openclaw_opt.report import read_report  # noqa: E402
 from openclaw_opt.targets import Target, host  # noqa: E402
 from openclaw_opt.versions import versions  # noqa: E402
 from tests.peers import shapes  # noqa: E402
@@ -47,9 +48,10 @@ passes:
 {quantize}  - export{export}
   - fuse
   - build: {{backend: {backend}}}
-metrics: []
+metrics: [{{gpu: {{seconds: 5}}}}]
 """
 INT4 = "  - quantize: {format: int4, algorithm: rtn, block: 32, keep: [head]}\n"
+BOARD = ("gpu.power_w", "gpu.energy_per_token_j")
 GOALS = (("at least 5 × PyTorch eager", 5.0), ("at least 0.7 of the bound", 0.7))
 
 
@@ -64,6 +66,8 @@ class Turns:
     """Median of a round's steps."""
     bytes: int = 0
     """That one step reads; 0 where no graph of ours says it."""
+    board: dict[str, float] = field(default_factory=dict)
+    """What our metric `gpu` measured when the engine was built, at batch 1: name → value."""
     why: str = ""
 
 
@@ -125,6 +129,7 @@ def measure(shape: str, args: argparse.Namespace, until: float) -> dict[str, Any
             stop(run)
     for row in rows:
         row.bytes = 0 if row.subject.startswith("pytorch") else step_bytes(cache / row.subject, row.batch)
+        row.board = board(cache / row.subject) if row.batch == 1 else {}
         row.why = row.why or next(run.why for run in runs if run.name == row.subject)
     return {"shape": shape, "rates": rates, "rows": [asdict(row) for row in rows]}
 
@@ -158,6 +163,14 @@ def step_bytes(folder: Path, batch: int) -> int:
     return read_work(folder).weight_bytes + batch * cache_bytes(graph.facts, PROMPT + STEPS // 2)
 
 
+def board(folder: Path) -> dict[str, float]:
+    """The numbers of the metric `gpu` in the engine's report; empty where it has none."""
+    if not (folder / "report.json").is_file():
+        return {}
+    rows = read_report(folder).measurements
+    return {row.name: row.value for row in rows if row.name.startswith("gpu.") and row.value is not None}
+
+
 def machine(device: str) -> dict[str, Any]:
     card: Target = host()
     return {
@@ -170,18 +183,29 @@ def machine(device: str) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> list[str]:
     """Markdown of one shape. Pure."""
-    head = ["subject", "batch", "TTFT 128, ms", "token, ms", "tokens/s", "vs PyTorch eager", "part of the bound"]
+    head = [
+        "subject",
+        "batch",
+        "TTFT 128, ms",
+        "token, ms",
+        "tokens/s",
+        "vs PyTorch eager",
+        "part of the bound",
+        "board, W",
+        "J/token",
+    ]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in found["rows"]:
         if not row["later"]:
             lines.append(
-                f"| {row['subject']} | {row['batch']} | not measured: {row['why'] or 'no round ended'} | | | | |"
+                f"| {row['subject']} | {row['batch']} | not measured: {row['why'] or 'no round ended'} | | | | | | |"
             )
             continue
         step = statistics.median(row["later"])
         cells = [row["subject"], str(row["batch"]), f"{statistics.median(row['first']):.2f}", f"{step:.3f}"]
         cells += [f"{1e3 * row['batch'] / step:.0f}", shown(ratio_of(eager(found, row["batch"]), row["later"]))]
-        lines.append(f"| {' | '.join([*cells, part(found, row)])} |")
+        drawn = [f"{row['board'][name]:.3g}" if name in row["board"] else "–" for name in BOARD]
+        lines.append(f"| {' | '.join([*cells, part(found, row), *drawn])} |")
     return lines
 
 
