@@ -17,7 +17,19 @@ from openclaw_opt.report.views import first_word
 
 EXACT = ("size",)
 """First words of numbers without noise: any difference is a change."""
-OF_A_MACHINE = ("latency", "throughput", "speedup", "memory", "batching", "anatomy", "cost", "load", "cold", "roofline")
+OF_A_MACHINE = (
+    "latency",
+    "throughput",
+    "speedup",
+    "memory",
+    "gpu",
+    "batching",
+    "anatomy",
+    "cost",
+    "load",
+    "cold",
+    "roofline",
+)
 RECENT = 10
 LEAST = 0.001
 """Changes of level below this share of it are not told: nobody decides by them."""
