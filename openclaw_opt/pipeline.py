@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openclaw_opt import interrupts
+from openclaw_opt import interrupts, verify
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model
 from openclaw_opt.backends.engines import cannot_run
 from openclaw_opt.comparison.comparable import baseline_record, check_model, provenance_of
@@ -134,13 +134,14 @@ def run_steps(
     """Run or fetch each step in turn: their records, and the last artifact."""
     artifact: Artifact | Checkpoint = plan.checkpoint
     records: list[PassRecord] = []
+    known = verify.Outputs()
     for step in steps:
         hooks.started(step.part.word, step.index + 1, len(steps))
         with store.claimed(step.key), turns.working():
             found = _fetched(plan, step, store, hooks)
             if found is None:
                 why = why_redone(step, last.ingredients_of(step) if last else None)
-                found = _run(plan, step, artifact, store, hooks, why)
+                found = _run(plan, step, artifact, store, hooks, why, known)
         record, artifact = found
         records.append(record)
         hooks.finished(record)
@@ -163,7 +164,13 @@ def _fetched(plan: Plan, step: Step, store: Store, hooks: Hooks) -> tuple[PassRe
 
 
 def _run(
-    plan: Plan, step: Step, source: Artifact | Checkpoint, store: Store, hooks: Hooks, why: str
+    plan: Plan,
+    step: Step,
+    source: Artifact | Checkpoint,
+    store: Store,
+    hooks: Hooks,
+    why: str,
+    known: verify.Outputs,
 ) -> tuple[PassRecord, Artifact]:
     part = step.part
     with store.making() as folder, peak_memory() as peak:
@@ -173,12 +180,13 @@ def _run(
             done = _done(step, source, replace(work, kept=store.unfinished(step.key)))
         seconds = time.monotonic() - began
         hooks.progress(0.9, "verifying")
-        verification = _verified(plan, step, source, done)
+        verification = _verified(plan, step, source, done, known)
         shutil.rmtree(folder / PROOF, ignore_errors=True)
         record = _record(step, done, verification, seconds=seconds, peak=peak, why=why)
         costs = part.kind == "lossy" or done.proof is not None
         stored = {"kind": type(done.artifact).__name__, "bytes": tree_size(folder), "costs": costs}
         final = store.keep(folder, step.key, stored | {"record": record.model_dump(mode="json")})
+    known.moved(folder, final)
     shutil.rmtree(store.unfinished(step.key), ignore_errors=True)
     artifact = replace(done.artifact, folder=final)
     accuracy = _accuracy(plan, step, artifact, store, hooks) if costs else ()
@@ -235,8 +243,9 @@ def _progress(hooks: Hooks, fraction: float, text: str) -> None:
     hooks.progress(fraction, text)
 
 
-def _verified(plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[Any]) -> Verification | None:
-    from openclaw_opt import verify
+def _verified(
+    plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[Any], known: verify.Outputs
+) -> Verification | None:
     from openclaw_opt.evaluate import facts_of
 
     if step.part.kind == "lossy":
@@ -245,7 +254,7 @@ def _verified(plan: Plan, step: Step, source: Artifact | Checkpoint, done: Done[
         return None  # the graph it is made of was verified by the pass before
     spec = plan.spec.model_copy(update={"vocab": facts_of(plan.spec, done.artifact).vocab})  # trimmed, it may be
     probe = verify.make_probe(spec, plan.recipe.seed, fuse_context(plan.recipe))
-    return verify.compare(step.part, source, done.artifact, probe, done.proof)
+    return verify.compare(step.part, source, done.artifact, probe, done.proof, known)
 
 
 def _accuracy(plan: Plan, step: Step, artifact: Artifact, store: Store, hooks: Hooks) -> tuple[Measurement, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from openclaw_opt.artifacts import Checkpoint
 from openclaw_opt.models.families import spec_from_config
@@ -17,7 +19,7 @@ from openclaw_opt.models.spec import DecoderSpec
 Reference = Callable[..., Tensor]
 
 
-def open_reference(checkpoint: Checkpoint) -> Reference:
+def open_reference(checkpoint: Checkpoint, *, streaming: bool = False) -> Reference:
     """A function of the task's inputs.
 
         decoder  (input_ids, attention_mask=None) int64 [batch, length] → logits, float32 [batch, length, vocab];
@@ -25,12 +27,15 @@ def open_reference(checkpoint: Checkpoint) -> Reference:
         encoder  (input_ids, attention_mask[, token_type_ids]) → embedding, float32 [batch, hidden]
         vision   (pixel_values) float32 → logits, float32 [batch, classes]
 
+    Args:
+        streaming: read a decoder's weights from disk at every call, a layer at a time, instead of holding them.
+
     Raises:
         RecipeError: the architecture is not supported or the weights do not match.
     """
     spec = spec_from_config(checkpoint.config)
     if isinstance(spec, DecoderSpec):
-        return _decoder(checkpoint, spec)
+        return _decoder(checkpoint, spec, streaming=streaming)
     module, _ = load_hf(checkpoint)
 
     @torch.no_grad()
@@ -45,12 +50,18 @@ def open_reference(checkpoint: Checkpoint) -> Reference:
     return run
 
 
-def _decoder(checkpoint: Checkpoint, spec: DecoderSpec) -> Reference:
+def _decoder(checkpoint: Checkpoint, spec: DecoderSpec, *, streaming: bool) -> Reference:
     # Only eager attention applies the soft-cap of Gemma 2.
     attention = "eager" if spec.attention_softcap is not None else "sdpa"
-    with quiet("transformers"):
+    # accelerate maps safetensors where they lie; weights of another kind it would write anew.
+    mapped = streaming and all(file.endswith(".safetensors") for file in checkpoint.files)
+    with quiet("transformers", "accelerate"), tempfile.TemporaryDirectory(prefix="offload-") as scratch:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+            checkpoint.folder,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            local_files_only=True,
+            **({"device_map": _on_disk(checkpoint.folder), "offload_folder": scratch} if mapped else {}),
         ).eval()
 
     # Hugging Face chooses longrope's factors by the longest row of a batch; a sequence must not depend on the others.
@@ -68,3 +79,17 @@ def _decoder(checkpoint: Checkpoint, spec: DecoderSpec) -> Reference:
         return rows
 
     return run
+
+
+def _on_disk(folder: Path) -> dict[str, str]:
+    """accelerate's device map: each layer and each other matrix stays on disk until it is called, norms are held."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    prefix = model.base_model_prefix
+    body = getattr(model, prefix)
+    parts = [(name, part) for name, part in model.named_children() if part is not body]
+    for name, part in body.named_children():
+        of_many = part.named_children() if isinstance(part, nn.ModuleList) else [("", part)]
+        parts += [(".".join(filter(None, (prefix, name, leaf))), one) for leaf, one in of_many]
+    return {name: "disk" if any(p.ndim > 1 for p in part.parameters()) else "cpu" for name, part in parts}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -87,7 +86,7 @@ class Distill(Pass):
     """Batches a step."""
     processes: Count = 1
     """Processes that share the batches of a step, a GPU each; on a CPU they share its cores. Must divide `accumulate`: a step is
-    the same with one process or several. Needs the package accelerate (`pip install 'openclaw-opt[distributed]'`)."""
+    the same with one process or several."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Of AdamW, the highest; then half a cosine."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -140,9 +139,6 @@ class Distill(Pass):
         if self.accumulate % self.processes:
             what = f"{self.processes} processes cannot share {self.accumulate} batches a step evenly"
             return [Complaint(what, "processes", f"accumulate: {self.processes}, or another multiple of it")]
-        if find_spec("accelerate") is None:
-            what = "several processes need the package accelerate, which is not installed"
-            return [Complaint(what, "processes", "pip install 'openclaw-opt[distributed]'")]
         return []
 
     def _warmth(self) -> list[Complaint]:
