@@ -22,7 +22,8 @@ from openclaw_opt.models.refining import refined
 from openclaw_opt.models.schemes import Job
 from openclaw_opt.models.stages import Stage
 from openclaw_opt.models.survey import Reach, ranges, survey
-from openclaw_opt.numerics.quantization import SqnrMeter, sqnr_db
+from openclaw_opt.numerics.pieces import slices
+from openclaw_opt.numerics.quantization import SqnrMeter
 
 
 @dataclass(frozen=True)
@@ -235,18 +236,21 @@ def _row(
         "name": name,
         "format": job.format,
         "parameters": weight.numel(),
-        "weight_sqnr_db": sqnr_db(weight, _weight_of(layers.ours[name])),
+        "weight_sqnr_db": _weight_sqnr(weight, layers.ours[name]),
         "output_sqnr_db": None if meter is None else meter.db,
-        "plain_weight_sqnr_db": sqnr_db(weight, _weight_of(layers.plain[name])) if name in layers.plain else None,
+        "plain_weight_sqnr_db": _weight_sqnr(weight, layers.plain[name]) if name in layers.plain else None,
         "plain_output_sqnr_db": None if plain is None else plain.db,
         "note": "; ".join(note for note in notes if note),
     }
 
 
-def _weight_of(layer: QuantLayer) -> Tensor:
-    """What stands for the weight: the low-bit numbers times the factors of the input."""
-    values = layer.weight_values(torch.float32)
-    return values if layer.pre_scale is None else values * layer.pre_scale
+def _weight_sqnr(weight: Tensor, layer: QuantLayer) -> float | None:
+    """dB of what stands for the weight: the low-bit numbers times the factors of the input."""
+    meter = SqnrMeter()
+    for at in slices(weight):
+        values = layer.weight_values(torch.float32, at)
+        meter.add(weight[at], values if layer.pre_scale is None else values * layer.pre_scale)
+    return meter.db
 
 
 def prove_zeros(reference: nn.Module, layers: Mapping[str, QuantLayer], sparse: Collection[str]) -> None:
@@ -254,7 +258,9 @@ def prove_zeros(reference: nn.Module, layers: Mapping[str, QuantLayer], sparse: 
     for name in [name for name in sparse if name in layers]:
         weight = reference.get_submodule(name).weight
         assert isinstance(weight, Tensor)
-        zero = weight == 0
-        lost = int((zero & (layers[name].weight_values(torch.float32) != 0)).sum())
+        lost = sum(
+            int(((weight[at] == 0) & (layers[name].weight_values(torch.float32, at) != 0)).sum())
+            for at in slices(weight)
+        )
         if lost:
-            raise VerificationError(f"{lost} of {int(zero.sum())} zeros are lost by rounding", where=name)
+            raise VerificationError(f"{lost} of {int((weight == 0).sum())} zeros are lost by rounding", where=name)

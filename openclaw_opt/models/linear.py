@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from openclaw_opt.models.spec import LayerQuant, WeightKind
 from openclaw_opt.numerics.microscaling import ELEMENT_TOP, SCALE_BOTTOM, SCALE_TOP, e2m1_codes, e2m1_values
+from openclaw_opt.numerics.pieces import slices
 from openclaw_opt.numerics.quantization import TOP, blocked, pack_int4, pack_nibbles, unpack_int4, unpack_nibbles
 
 WEIGHT_TYPES = {
@@ -135,30 +136,40 @@ class QuantLayer(nn.Module):
     def in_features(self) -> int:
         return self.weight_q.shape[1] * (2 if self.quant.kind in PACKED else 1)
 
-    def weight_values(self, dtype: torch.dtype) -> Tensor:
-        """What the low-bit weight stands for, in `dtype`: [N, K] (or [N, K / groups, height, width])."""
-        scale = self.weight_scale.float()
+    def weight_values(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
+        """What the low-bit weight stands for, in `dtype`: [N, K] (or [N, K / groups, height, width]), or some rows of it."""
+        codes, scale = self.weight_q[rows], self.weight_scale.float()
         if self.quant.kind == "nvfp4":
             assert self.weight_global is not None
             scale = scale * self.weight_global
         scale = scale.to(dtype).float()
-        values = self._codes()
+        scale = scale[rows] if scale.ndim else scale
+        zero = None if self.weight_zero is None else self.weight_zero[rows]
+        shape = (len(codes), self.in_features) if self.quant.kind in PACKED else codes.shape
+        made = torch.empty(shape, dtype=dtype, device=codes.device)
+        for at in slices(made):
+            steps = scale[at] if scale.ndim else scale
+            made[at] = self._values(codes[at], steps, None if zero is None else zero[at])
+        return made
+
+    def _values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        """Rows of codes, float32."""
+        values = self._unpacked(codes)
         if self.quant.block is not None:
             blocks = blocked(values, self.quant.block)
-            if self.weight_zero is not None:
-                blocks = blocks - self.weight_zero[..., None]
-            return (blocks * scale[..., None]).flatten(1).to(dtype)
-        spread = scale.reshape(-1, *[1] * (values.ndim - 1)) if scale.ndim else scale
-        return (values * spread).to(dtype)
+            if zero is not None:
+                blocks = blocks - zero[..., None]
+            return (blocks * scale[..., None]).flatten(1)
+        return values * (scale.reshape(-1, *[1] * (values.ndim - 1)) if scale.ndim else scale)
 
-    def _codes(self) -> Tensor:
+    def _unpacked(self, codes: Tensor) -> Tensor:
         if self.quant.kind == "int4":
-            return unpack_int4(self.weight_q).float()
+            return unpack_int4(codes).float()
         if self.quant.kind == "uint4":
-            return unpack_nibbles(self.weight_q).float()
+            return unpack_nibbles(codes).float()
         if self.quant.kind == "nvfp4":
-            return e2m1_values(unpack_nibbles(self.weight_q))
-        return self.weight_q.float()
+            return e2m1_values(unpack_nibbles(codes))
+        return codes.float()
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input as the low-bit multiplication sees it: scaled, rounded and scaled back."""

@@ -54,7 +54,6 @@ def plain_parts(layer: Any, scheme: Scheme, largest: float) -> QuantParts:
 
 def on_grid(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes, scales and zero points of a weight that lies on `grid`."""
-    codes = grid.codes(weight)
     if grid.zero is not None:
-        return codes.to(torch.uint8), grid.scale, grid.zero.to(torch.uint8)
-    return codes.to(torch.int8), grid.scale.flatten() if grid.kind == "int8" else grid.scale, None
+        return grid.codes(weight, torch.uint8), grid.scale, grid.zero.to(torch.uint8)
+    return grid.codes(weight, torch.int8), grid.scale.flatten() if grid.kind == "int8" else grid.scale, None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from openclaw_opt.numerics.grid import Grid
+from openclaw_opt.numerics.pieces import slices
 
 STRIDE = 128
 SMALLEST, LARGEST = 0.5, 2.0
@@ -54,7 +55,9 @@ def descended(
 def row_errors(weight: Tensor, rounded: Tensor, gram: Tensor) -> Tensor:
     """The squared output error of each row, float64 [N]; the sum is the layer's."""
     difference = (weight - rounded).double()
-    return ((difference @ gram.double()) * difference).sum(-1)
+    # A matrix of inputs in float64 would weigh twice what it does: some of its columns at a time.
+    parts = [((difference @ gram[:, at].double()) * difference[:, at]).sum(-1) for at in slices(gram)]
+    return torch.stack(parts).sum(0)
 
 
 class _State:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openclaw_opt.numerics.pieces import joined, slices
 from openclaw_opt.numerics.quantization import BOTTOM, DEAD, TOP, blocked, scale_of
 
 ASYMMETRIC_TOP = 15.0
@@ -41,8 +42,15 @@ class Grid:
         """Lowest and highest code."""
         return (0.0, ASYMMETRIC_TOP) if self.kind == AFFINE else (BOTTOM[self.kind], TOP[self.kind])
 
-    def codes(self, weight: Tensor) -> Tensor:
-        """[N, K] -> float32 codes [N, K]."""
+    def rows(self, at: slice) -> Grid:
+        """Of some rows of the weight."""
+        return Grid(self.kind, self.scale[at], None if self.zero is None else self.zero[at])
+
+    def codes(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[N, K] -> codes [N, K] in `dtype`."""
+        return joined(self.rows(at)._codes(weight[at]).to(dtype) for at in slices(weight))
+
+    def _codes(self, weight: Tensor) -> Tensor:
         scale, zero = self._spread(weight.shape[1])
         low, high = self.limits
         return ((weight.float() / scale).round() + zero).clamp(low, high)
@@ -54,7 +62,8 @@ class Grid:
 
     def rounded(self, weight: Tensor) -> Tensor:
         """[N, K] -> the nearest values of the grid, float32."""
-        return self.values(self.codes(weight))
+        parts = ((self.rows(at), weight[at]) for at in slices(weight))
+        return joined(grid.values(grid._codes(rows)) for grid, rows in parts)
 
     def column(self, weight: Tensor, block: int) -> Tensor:
         """One column [N] that lies in `block`, rounded: float32 [N]."""

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openclaw_opt.numerics.quantization import blocked, pack_nibbles, unpack_nibbles
+from openclaw_opt.numerics.pieces import joined, pieces
+from openclaw_opt.numerics.quantization import block_amax, blocked, pack_nibbles, unpack_nibbles
 
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 BOUNDS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
@@ -71,7 +72,7 @@ def e2m1_values(codes: Tensor) -> Tensor:
 
 def block_scales(x: Tensor, global_scale: Tensor, block: int) -> Tensor:
     """float8_e4m3fn [..., k / block] of x [..., k]. Raises ValueError where `block` does not divide k."""
-    amax = blocked(x, block).abs().amax(-1)
+    amax = block_amax(x, block)
     scale = amax / (ELEMENT_TOP * global_scale)
     scale = torch.where(amax == 0, torch.ones_like(scale), scale)
     return scale.clamp(SCALE_BOTTOM, SCALE_TOP).to(torch.float8_e4m3fn)
@@ -85,8 +86,9 @@ def quantize_nvfp4(x: Tensor, amax: Tensor | None = None, block: int = 16) -> Nv
     """
     shared = global_scale_of(x.abs().amax() if amax is None else amax)
     scale = block_scales(x, shared, block)
-    codes = e2m1_codes(blocked(x, block) / (scale.float() * shared).unsqueeze(-1))
-    return Nvfp4(pack_nibbles(codes.flatten(-2)), scale, shared)
+    steps = (scale.float() * shared).unsqueeze(-1)
+    packed = (pack_nibbles(e2m1_codes(part / step).flatten(-2)) for part, step in pieces(blocked(x, block), steps))
+    return Nvfp4(joined(packed), scale, shared)
 
 
 def fake_quantize_nvfp4(x: Tensor, amax: Tensor | None = None, block: int = 16) -> Tensor:

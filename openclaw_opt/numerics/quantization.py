@@ -19,6 +19,8 @@ from math import log10
 import torch
 from torch import Tensor
 
+from openclaw_opt.numerics.pieces import joined, pieces
+
 DEAD = 2.0**-24
 """The smallest positive float16 number."""
 TOP = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
@@ -36,7 +38,7 @@ def block_amax(x: Tensor, block: int) -> Tensor:
     Raises:
         ValueError: `block` does not divide k.
     """
-    return blocked(x, block).abs().amax(-1)
+    return joined(part.abs().amax(-1) for (part,) in pieces(blocked(x, block)))
 
 
 def blocked(x: Tensor, block: int) -> Tensor:
@@ -72,8 +74,12 @@ def quantize(x: Tensor, amax: Tensor, kind: str) -> Tensor:
     # nvidia-modelopt divides the integers' top but multiplies FP8's by the reciprocal: ties fall as the last bit says.
     step = wide.reciprocal() * top if kind == "fp8" else torch.full_like(wide, top) / wide
     inverse = torch.where(wide > DEAD, step, torch.zeros_like(wide))
-    scaled = (x.float() * inverse).clamp(BOTTOM[kind], top)
-    return scaled.to(torch.float8_e4m3fn) if kind == "fp8" else scaled.round().to(torch.int8)
+    return joined(_codes(part, steps, kind) for part, steps in pieces(x, inverse.expand_as(x)))
+
+
+def _codes(x: Tensor, inverse: Tensor, kind: str) -> Tensor:
+    scaled = (x.float() * inverse).clamp_(BOTTOM[kind], TOP[kind])
+    return scaled.to(torch.float8_e4m3fn) if kind == "fp8" else scaled.round_().to(torch.int8)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
@@ -128,9 +134,10 @@ class SqnrMeter:
 
     def add(self, reference: Tensor, approximation: Tensor) -> None:
         """Two tensors of one shape."""
-        wide = reference.double()
-        self.signal += float(wide.square().sum())
-        self.noise += float((wide - approximation.double()).square().sum())
+        for part, other in pieces(reference, approximation):
+            wide = part.double()
+            self.signal += float(wide.square().sum())
+            self.noise += float((wide - other.double()).square().sum())
 
     @property
     def db(self) -> float | None:
@@ -147,7 +154,7 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float | None:
 
 def relative_difference(reference: Tensor, other: Tensor) -> float:
     """Largest absolute difference over the largest absolute reference value; NaN counts as infinite."""
-    difference = (reference.double() - other.double()).abs().max()
-    largest = reference.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    value = float(difference / largest)
+    gaps = [(part.double() - beside.double()).abs().max() for part, beside in pieces(reference, other)]
+    largest = reference.abs().max().double().clamp_min(torch.finfo(torch.float64).tiny)
+    value = float(torch.stack(gaps).max() / largest)
     return value if value == value else float("inf")
