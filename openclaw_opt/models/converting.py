@@ -101,7 +101,14 @@ def convert(
     with _told(reference, feed.left):
         errors = measure(reference, theirs, layers, feed.floats, part(progress, 0.85, 1.0))
     rows = {name: _row(name, reference, theirs, layers, job, errors, said) for name in names}
+    _let_go(reference, theirs)
     return Piece(ours, rows, unreached, max(errors.proven.values(), default=None))
+
+
+def _let_go(*modules: nn.Module) -> None:
+    """Free the weights of modules that are done with. They are in reference cycles, which may lie about until the next ones are open."""
+    for value in (value for module in modules for value in module.parameters()):
+        value.data = value.data.new_empty(0)
 
 
 def untie(module: nn.Module, names: Collection[str]) -> None:
