@@ -74,7 +74,8 @@ def quantize(x: Tensor, amax: Tensor, kind: str) -> Tensor:
     # nvidia-modelopt divides the integers' top but multiplies FP8's by the reciprocal: ties fall as the last bit says.
     step = wide.reciprocal() * top if kind == "fp8" else torch.full_like(wide, top) / wide
     inverse = torch.where(wide > DEAD, step, torch.zeros_like(wide))
-    return joined(_codes(part, steps, kind) for part, steps in pieces(*torch.broadcast_tensors(x, inverse)))
+    x, inverse = torch.broadcast_tensors(x, inverse)  # type: ignore[no-untyped-call]
+    return joined(_codes(part, steps, kind) for part, steps in pieces(x, inverse))
 
 
 def _codes(x: Tensor, inverse: Tensor, kind: str) -> Tensor:
