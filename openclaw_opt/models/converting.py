@@ -20,7 +20,7 @@ from openclaw_opt.models.modelopt import calibrated, dead_note, layer_of, prove_
 from openclaw_opt.models.plain import plain_parts
 from openclaw_opt.models.refining import refined
 from openclaw_opt.models.schemes import Job
-from openclaw_opt.models.stages import Stage
+from openclaw_opt.models.stages import Stage, let_go
 from openclaw_opt.models.survey import Reach, ranges, survey
 from openclaw_opt.numerics.pieces import slices
 from openclaw_opt.numerics.quantization import SqnrMeter
@@ -101,14 +101,8 @@ def convert(
     with _told(reference, feed.left):
         errors = measure(reference, theirs, layers, feed.floats, part(progress, 0.85, 1.0))
     rows = {name: _row(name, reference, theirs, layers, job, errors, said) for name in names}
-    _let_go(reference, theirs)
+    let_go(reference, theirs)
     return Piece(ours, rows, unreached, max(errors.proven.values(), default=None))
-
-
-def _let_go(*modules: nn.Module) -> None:
-    """Free the weights of modules that are done with. They are in reference cycles, which may lie about until the next ones are open."""
-    for value in (value for module in modules for value in module.parameters()):
-        value.data = value.data.new_empty(0)
 
 
 def untie(module: nn.Module, names: Collection[str]) -> None:

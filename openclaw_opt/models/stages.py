@@ -138,6 +138,12 @@ class StagedDecoder:
         return list(self.skeleton.contexts(*batch[1:]))
 
 
+def let_go(*modules: nn.Module) -> None:
+    """Free the weights of modules that are done with. They are in reference cycles, which may lie about until the next ones are open."""
+    for value in (value for module in modules for value in (*module.parameters(), *module.buffers())):
+        value.data = value.data.new_empty(0)
+
+
 class States:
     """Hidden states of every batch, a file each."""
 

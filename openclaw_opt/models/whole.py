@@ -11,7 +11,7 @@ from openclaw_opt.artifacts import Checkpoint, Model
 from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.reference import open_reference
 from openclaw_opt.models.spec import DecoderSpec, ModelFacts, read_facts
-from openclaw_opt.models.stages import StagedDecoder
+from openclaw_opt.models.stages import StagedDecoder, let_go
 
 
 @torch.inference_mode()
@@ -73,6 +73,7 @@ def _of_model(model: Model, facts: ModelFacts, rows: Sequence[Tensor]) -> list[T
         stage = decoder.open(name)
         for at, x in enumerate(states):
             states[at] = stage(x, *(contexts[at][i] if i < len(contexts[at]) else ()))
+        let_go(stage)
     logits = [x[0].float() for x in states]
     cap = facts.decoder.logit_softcap
     return logits if cap is None else [torch.tanh(x / cap) * cap for x in logits]

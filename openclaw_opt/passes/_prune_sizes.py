@@ -59,7 +59,12 @@ def size_complaints(prune: Prune, spec: Spec, target: Target, backend: str) -> l
         found.append(Complaint(what, "layers", f"layers: {max(1, len(spec.layers) - 1)}"))
     for option, title, counts, rounded in (
         ("ffn", "channels", [layer.ffn for layer in spec.layers], True),
-        ("heads", "key/value groups", [layer.kv_heads for layer in spec.layers], False),
+        (
+            "heads",
+            "key/value groups" if spec.task == "decoder" else "heads",
+            [layer.kv_heads for layer in spec.layers],
+            False,
+        ),
         ("query_heads", "query heads a group", [layer.q_heads // layer.kv_heads for layer in spec.layers], False),
         ("hidden", "hidden channels", [spec.hidden or 0], True),
     ):
