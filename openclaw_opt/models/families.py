@@ -10,7 +10,7 @@ from typing import Any
 from openclaw_opt.artifacts import Task
 from openclaw_opt.errors import RecipeError, nearest
 from openclaw_opt.models.config import DecoderFamily
-from openclaw_opt.models.spec import DecoderSpec, HfSpec, LayerSpec
+from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
 TYPO = 0.93
 """Names of architectures that are at least this alike are taken for one mistyped."""
@@ -216,7 +216,6 @@ class HfFamily:
                 task=self.task,
                 architecture=architecture,
                 hidden=config.get("hidden_size", config.get("dim")),
-                layers=_encoder_layers(config),
                 vocab=config.get("vocab_size"),
                 context=config.get("max_position_embeddings"),
                 token_types=self.token_types and int(config.get("type_vocab_size", 2)) > 0,
@@ -231,12 +230,6 @@ class HfFamily:
             classes=len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2)),
             image=(int(config.get("num_channels", 3)), height, width),
         )
-
-
-def _encoder_layers(config: Mapping[str, Any]) -> tuple[LayerSpec, ...]:
-    """Every layer is alike; what a config leaves out is BERT's own default."""
-    heads, ffn = int(config.get("num_attention_heads", 12)), int(config.get("intermediate_size", 3072))
-    return (LayerSpec(q_heads=heads, kv_heads=heads, ffn=ffn),) * int(config.get("num_hidden_layers", 12))
 
 
 def image_size(stated: Any) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from transformers.initialization import no_init_weights
 from openclaw_opt.artifacts import Checkpoint
 from openclaw_opt.errors import RecipeError, nearest
 from openclaw_opt.models.families import HfFamily, find_family, image_size
-from openclaw_opt.models.linear import replace_layer
 from openclaw_opt.models.quiet import quiet
-from openclaw_opt.models.spec import HfSpec, LayerSpec, ModelFacts
+from openclaw_opt.models.spec import HfSpec, ModelFacts
 
 POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -49,12 +48,6 @@ class Encoder(nn.Module):
         return ("input_ids", "attention_mask", *(("token_type_ids",) if self.spec.token_types else ()))
 
     output_names = ("last_hidden_state", "embedding")
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        layers = self.model.get_submodule("encoder.layer")
-        assert isinstance(layers, nn.ModuleList)
-        return layers
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -137,48 +130,14 @@ def wrap(model: nn.Module, spec: HfSpec) -> nn.Module:
 
 
 def build_hf(facts: ModelFacts, assets: Path) -> nn.Module:
-    """The wrapper with weights still to be loaded, from `assets/config.json` and, where layers differ from it, the facts."""
+    """The wrapper with weights still to be loaded, from `assets/config.json`."""
     assert facts.hf is not None
-    return _built(transformers.AutoConfig.from_pretrained(assets, local_files_only=True), facts.hf)
-
-
-def resized(encoder: Encoder, layers: Sequence[LayerSpec]) -> Encoder:
-    """An encoder like it with other layers, weights still to be loaded."""
-    made = _built(encoder.model.config, encoder.spec.model_copy(update={"layers": tuple(layers)}))
-    assert isinstance(made, Encoder)
-    return made
-
-
-def _built(config: Any, spec: HfSpec) -> nn.Module:
-    family = find_family({"architectures": [spec.architecture]})
+    config = transformers.AutoConfig.from_pretrained(assets, local_files_only=True)
+    family = find_family({"architectures": [facts.hf.architecture]})
     assert isinstance(family, HfFamily)
     with no_init_weights():
-        module = wrap(getattr(transformers, family.module)(config, **family.options), spec)
-    if isinstance(module, Encoder) and spec.layers:
-        del module.layers[len(spec.layers) :]
-        for layer, sizes in zip(module.layers, spec.layers, strict=True):
-            _resize(layer, sizes)
-    return module.requires_grad_(False)
-
-
-def _resize(layer: nn.Module, sizes: LayerSpec) -> None:
-    """Give a BERT layer the linears of these sizes; Hugging Face's code splits heads by `attention_head_size` alone."""
-    attention = layer.get_submodule("attention.self")
-    heads = sizes.q_heads * int(attention.attention_head_size)  # type: ignore[arg-type]
-    shapes: dict[str, tuple[int | None, int | None]] = {
-        "attention.self.query": (None, heads),
-        "attention.self.key": (None, heads),
-        "attention.self.value": (None, heads),
-        "attention.output.dense": (heads, None),
-        "intermediate.dense": (None, sizes.ffn),
-        "output.dense": (sizes.ffn, None),
-    }
-    for name, (inputs, outputs) in shapes.items():
-        old = layer.get_submodule(name)
-        assert isinstance(old, nn.Linear)
-        shape = (inputs or old.in_features, outputs or old.out_features)
-        if shape != (old.in_features, old.out_features):
-            replace_layer(layer, name, nn.Linear(*shape, bias=old.bias is not None))
+        model = getattr(transformers, family.module)(config, **family.options)
+    return wrap(model, facts.hf)
 
 
 def read_pooling(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How much each FFN channel, head and layer of a decoder or an encoder matters: what pruning ranks by.
+"""How much each FFN channel, head and layer of the canonical decoder matters: what pruning ranks by.
 
     magnitude    channel  ‖gate row‖² + ‖up row‖² + ‖down column‖²        (biases of the rows included)
                  head     ‖q rows‖² + ‖o columns‖², plus its share of ‖k rows‖² + ‖v rows‖²
@@ -30,8 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openclaw_opt.models.blocks import Block, Rows, blocks_of, watched_rows
-from openclaw_opt.models.calibrate import Calibration, Progress
+from openclaw_opt.models.calibrate import Calibration, Progress, run_batches, watched
 from openclaw_opt.models.decoder import Decoder, Layer
 
 Importance = Literal["magnitude", "activation", "wanda", "taylor"]
@@ -49,87 +48,82 @@ class Scores:
     """What scores are divided by before those of different layers are compared."""
 
 
-def rank(
-    module: nn.Module, importance: Importance, calibration: Calibration | None, progress: Progress
-) -> list[Scores]:
-    """Scores of every layer of a Decoder or an Encoder; all but magnitude need calibration data, taylor a Decoder."""
+def rank(decoder: Decoder, importance: Importance, calibration: Calibration | None, progress: Progress) -> list[Scores]:
+    """Scores of every layer; all but magnitude need calibration data."""
     if importance == "magnitude":
-        return magnitude_scores(module)
+        return magnitude_scores(decoder)
     assert calibration is not None, "check refuses ranking on data without any"
     if importance == "taylor":
-        assert isinstance(module, Decoder), "check refuses a loss that an encoder does not have"
-        return taylor_scores(module, calibration, progress)
-    return activation_scores(module, calibration, progress, wanda=importance == "wanda")
+        return taylor_scores(decoder, calibration, progress)
+    return activation_scores(decoder, calibration, progress, wanda=importance == "wanda")
 
 
-def magnitude_scores(module: nn.Module) -> list[Scores]:
+def magnitude_scores(decoder: Decoder) -> list[Scores]:
     """Scores from the weights alone, one a layer."""
-    scores = ((_ffn_magnitude(module, block), _head_magnitude(module, block)) for block in blocks_of(module))
+    scores = ((_ffn_magnitude(layer), _head_magnitude(layer)) for layer in layers_of(decoder))
     return [Scores(ffn, heads, float(ffn.sum())) for ffn, heads in scores]
 
 
-def _ffn_magnitude(module: nn.Module, block: Block) -> Tensor:
-    made = _column_energy(block.linear(module, block.down))
-    for rows in block.ffn:
-        made = made + _row_energy(module, block, rows, block.sizes.ffn)
-    return made
+def _ffn_magnitude(layer: Layer) -> Tensor:
+    rows = _row_energy(layer.gate_up if layer.spec.gated else layer.up)
+    return rows.view(-1, layer.sizes.ffn).sum(0) + _column_energy(layer.down)
 
 
-def _head_magnitude(module: nn.Module, block: Block) -> Tensor:
-    sizes, groups = block.sizes, block.sizes.q_heads // block.sizes.kv_heads
-    q, k, v = (
-        _by_head(block, _row_energy(module, block, rows, heads * block.head_dim))
-        for rows, heads in ((block.q, sizes.q_heads), (block.k, sizes.kv_heads), (block.v, sizes.kv_heads))
-    )
+def _head_magnitude(layer: Layer) -> Tensor:
+    sizes, groups = layer.sizes, layer.sizes.q_heads // layer.sizes.kv_heads
+    rows = _by_head(layer, _row_energy(layer.qkv))
+    q, k, v = torch.split(rows, [sizes.q_heads, sizes.kv_heads, sizes.kv_heads])
     shared: Tensor = (k + v).repeat_interleave(groups) / groups
-    return q + shared + _by_head(block, _column_energy(block.linear(module, block.o)))
+    return q + shared + _by_head(layer, _column_energy(layer.o))
 
 
-def _row_energy(module: nn.Module, block: Block, rows: Rows, count: int) -> Tensor:
-    linear, at = block.linear(module, rows.linear), slice(rows.start, rows.start + count)
-    energy = linear.weight[at].double().square().sum(1)
-    return energy if linear.bias is None else energy + linear.bias[at].double().square()
+def _row_energy(linear: nn.Module) -> Tensor:
+    assert isinstance(linear, nn.Linear)
+    energy = linear.weight.double().square().sum(1)
+    return energy if linear.bias is None else energy + linear.bias.double().square()
 
 
-def _column_energy(linear: nn.Linear) -> Tensor:
+def _column_energy(linear: nn.Module) -> Tensor:
+    assert isinstance(linear, nn.Linear)
     return linear.weight.double().square().sum(0)
 
 
-def _column_sum(linear: nn.Linear) -> Tensor:
+def _column_sum(linear: nn.Module) -> Tensor:
+    assert isinstance(linear, nn.Linear)
     return linear.weight.double().abs().sum(0)
 
 
-def _by_head(block: Block, columns: Tensor) -> Tensor:
-    return columns.view(-1, block.head_dim).sum(1)
+def _by_head(layer: Layer, columns: Tensor) -> Tensor:
+    return columns.view(-1, layer.spec.head_dim).sum(1)
 
 
 def activation_scores(
-    module: nn.Module, calibration: Calibration, progress: Progress, *, wanda: bool = False
+    decoder: Decoder, calibration: Calibration, progress: Progress, *, wanda: bool = False
 ) -> list[Scores]:
     """Scores from what each part adds on calibration data, one a layer: its energy, or the norm that Wanda takes."""
-    blocks = blocks_of(module)
+    layers = layers_of(decoder)
+    names = [f"layers.{i}.{part}" for i in range(len(layers)) for part in ("down", "o")]
     energy: dict[str, Tensor] = {}
-    stream = {block.name: 0.0 for block in blocks}
+    stream = [0.0] * len(layers)
 
     def seen(name: str, x: Tensor, y: Tensor) -> None:
-        if name in stream:
-            stream[name] += float(y.square().sum())
-            return
-        added = x.square().sum(0)
+        added = x.double().square().flatten(0, -2).sum(0)
         energy[name] = energy[name] + added if name in energy else added
 
-    parts = [f"{block.name}.{part}" for block in blocks for part in (block.down, block.o)]
-    watched_rows(module, [*parts, *stream], calibration, seen, progress, "ranking channels and heads")
+    def left(name: str, x: Tensor, y: Sequence[Tensor]) -> None:
+        stream[int(name.split(".")[1])] += float(y[0].double().square().sum())
+
+    with watched(decoder, names, seen), watched(decoder, [f"layers.{i}" for i in range(len(layers))], left):  # type: ignore[arg-type]
+        run_batches(decoder, calibration, progress, "ranking channels and heads")
     made = []
-    for block in blocks:
-        down, o = (energy[f"{block.name}.{part}"] for part in (block.down, block.o))
-        down_linear, o_linear = block.linear(module, block.down), block.linear(module, block.o)
+    for i, layer in enumerate(layers):
+        down, o = energy[f"layers.{i}.down"], energy[f"layers.{i}.o"]
         if wanda:
-            ffn, heads = down.sqrt() * _column_sum(down_linear), _by_head(block, o.sqrt() * _column_sum(o_linear))
+            ffn, heads = down.sqrt() * _column_sum(layer.down), _by_head(layer, o.sqrt() * _column_sum(layer.o))
             made.append(Scores(ffn, heads, float(ffn.sum())))
         else:
-            ffn, heads = down * _column_energy(down_linear), _by_head(block, o * _column_energy(o_linear))
-            made.append(Scores(ffn, heads, stream[block.name]))
+            ffn, heads = down * _column_energy(layer.down), _by_head(layer, o * _column_energy(layer.o))
+            made.append(Scores(ffn, heads, stream[i]))
     return made
 
 
@@ -173,17 +167,18 @@ def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def block_importance(module: nn.Module, calibration: Calibration, progress: Progress) -> list[float]:
+def block_importance(decoder: Decoder, calibration: Calibration, progress: Progress) -> list[float]:
     """1 − mean cosine similarity of what goes into a layer and what comes out, over all calibration tokens."""
-    names = [block.name for block in blocks_of(module)]
+    names = [f"layers.{i}" for i in range(len(decoder.layers))]
     sums, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
 
-    def seen(name: str, x: Tensor, y: Tensor) -> None:
-        similar = F.cosine_similarity(x, y, dim=-1)
+    def seen(name: str, x: Tensor, y: Sequence[Tensor]) -> None:
+        similar = F.cosine_similarity(x.double(), y[0].double(), dim=-1)
         sums[name] += float(similar.sum())
         tokens[name] += similar.numel()
 
-    watched_rows(module, names, calibration, seen, progress, "ranking layers")
+    with watched(decoder, names, seen):  # type: ignore[arg-type]
+        run_batches(decoder, calibration, progress, "ranking layers")
     return [1.0 - sums[name] / tokens[name] for name in names]
 
 

@@ -40,7 +40,7 @@ class RopeSpec(Facts):
 
 
 class LayerSpec(Facts):
-    """Sizes of one layer of a decoder or an encoder; pruning makes them differ from layer to layer."""
+    """Sizes of one decoder layer; pruning makes them differ from layer to layer."""
 
     q_heads: int
     kv_heads: int
@@ -104,8 +104,6 @@ class HfSpec(Facts):
     task: Task
     architecture: str
     hidden: int | None = None
-    layers: tuple[LayerSpec, ...] = ()
-    """Of an encoder; its heads have keys and values of their own. Pruning makes them other than config.json says."""
     vocab: int | None = None
     context: int | None = None
     classes: int | None = None
@@ -116,9 +114,6 @@ class HfSpec(Facts):
     """A sentence encoder: the graph has a pooled, L2-normalised `embedding` output."""
     pooling: Literal["mean", "cls", "max"] = "mean"
     normalize: bool = True
-
-
-Spec = DecoderSpec | HfSpec
 
 
 class LayerQuant(Facts):
@@ -155,7 +150,7 @@ class ModelFacts(Facts):
     """What passes did to the weights, in order, one sentence each."""
 
     @property
-    def spec(self) -> Spec:
+    def spec(self) -> DecoderSpec | HfSpec:
         spec = self.decoder or self.hf
         if spec is None:
             raise RecipeError("model.json has neither `decoder` nor `hf`", fix="rebuild the model from the checkpoint")

@@ -12,7 +12,7 @@ from openclaw_opt.errors import nearest
 from openclaw_opt.formats import FORMATS
 from openclaw_opt.metrics.roofline import Matrix, Roofline, Work, cache_bytes, multiply_seconds
 from openclaw_opt.models import sizes
-from openclaw_opt.models.spec import DecoderSpec, Spec
+from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.targets import Target
 
 GIB = 2**30
@@ -69,16 +69,14 @@ class Goal(BaseModel):
     def kind(self) -> str:
         return next(name for name in ("parameters", "gib", "decode_ms") if getattr(self, name) is not None)
 
-    def limit(self, before: Spec) -> float:
+    def limit(self, before: DecoderSpec) -> float:
         """The number that `measure` must not exceed."""
-        assert isinstance(before, DecoderSpec), "check refuses goals for encoders"
         if self.parameters is None:
             return float(self.gib or self.decode_ms or 0.0)
         return self.parameters * sizes.parameters(before) if self.parameters < 1 else self.parameters
 
-    def measure(self, spec: Spec, target: Target, backend: str) -> float:
+    def measure(self, spec: DecoderSpec, target: Target, backend: str) -> float:
         """What a decoder of these sizes has of what is asked."""
-        assert isinstance(spec, DecoderSpec), "check refuses goals for encoders"
         if self.parameters is not None:
             return float(sizes.parameters(spec))
         wide = 2 if backend == "tensorrt" else 4

@@ -10,25 +10,12 @@ from openclaw_opt.passes._widths import least, remaining
 from openclaw_opt.targets import Target
 
 if TYPE_CHECKING:
-    from openclaw_opt.models.spec import Spec
+    from openclaw_opt.models.spec import DecoderSpec
     from openclaw_opt.passes.prune import Prune
 
 
-ENCODERS = {
-    "query_heads": "each head of {family} has keys and values of its own: `heads` takes out both",
-    "hidden": "{family} has layer norms, whose mean over all channels no smaller norm gives back",
-    "vocabulary": "the vocabulary of an encoder stays as it is",
-    "to": "sizes are counted for decoders alone: say ffn, heads or layers",
-}
-"""Options that an encoder does not take, and why."""
-
-
-def family_complaints(prune: Prune, spec: Spec, target: Target) -> list[Complaint]:
+def family_complaints(prune: Prune, spec: DecoderSpec, target: Target) -> list[Complaint]:
     """What this family or target does not allow."""
-    from openclaw_opt.models.spec import HfSpec
-
-    if isinstance(spec, HfSpec):
-        return _encoder_complaints(prune, spec)
     found = []
     if prune.hidden is not None and spec.norm == "layer":
         what = f"{spec.family} has layer norms, whose mean over all channels no smaller norm gives back"
@@ -39,19 +26,7 @@ def family_complaints(prune: Prune, spec: Spec, target: Target) -> list[Complain
     return found
 
 
-def _encoder_complaints(prune: Prune, spec: Spec) -> list[Complaint]:
-    found = [
-        Complaint(why.format(family=spec.family), option, f"leave {option} out; legal: ffn, heads, layers")
-        for option, why in ENCODERS.items()
-        if getattr(prune, option) is not None
-    ]
-    if prune.importance == "taylor":
-        what = "taylor ranks by the loss of the next token, which an encoder does not have"
-        found.append(Complaint(what, "importance", "importance: activation, wanda or magnitude"))
-    return found
-
-
-def size_complaints(prune: Prune, spec: Spec, target: Target, backend: str) -> list[Complaint]:
+def size_complaints(prune: Prune, spec: DecoderSpec, target: Target, backend: str) -> list[Complaint]:
     """Parts of which rounding leaves everything, more layers than there are, and goals that are met or out of reach."""
     found, multiple = [], prune.multiple(target)
     if prune.layers is not None and prune.layers >= len(spec.layers):
@@ -59,27 +34,20 @@ def size_complaints(prune: Prune, spec: Spec, target: Target, backend: str) -> l
         found.append(Complaint(what, "layers", f"layers: {max(1, len(spec.layers) - 1)}"))
     for option, title, counts, rounded in (
         ("ffn", "channels", [layer.ffn for layer in spec.layers], True),
-        (
-            "heads",
-            "key/value groups" if spec.task == "decoder" else "heads",
-            [layer.kv_heads for layer in spec.layers],
-            False,
-        ),
+        ("heads", "key/value groups", [layer.kv_heads for layer in spec.layers], False),
         ("query_heads", "query heads a group", [layer.q_heads // layer.kv_heads for layer in spec.layers], False),
-        ("hidden", "hidden channels", [spec.hidden or 0], True),
+        ("hidden", "hidden channels", [spec.hidden], True),
     ):
         fraction = getattr(prune, option)
         if fraction is not None:
             why = f"{title} removes " + (f"nothing at multiples of {multiple}" if rounded else "none")
             found += _no_cut(option, fraction, counts, multiple if rounded else 1, why)
-    if (
-        prune.to is not None and spec.task == "decoder" and not found and prune.vocabulary is None
-    ):  # how much that takes out, only data says
+    if prune.to is not None and not found and prune.vocabulary is None:  # how much that takes out, only data says
         found += _reachable(prune, prune.to, spec, target, backend)
     return found
 
 
-def _reachable(prune: Prune, goal: Goal, spec: Spec, target: Target, backend: str) -> list[Complaint]:
+def _reachable(prune: Prune, goal: Goal, spec: DecoderSpec, target: Target, backend: str) -> list[Complaint]:
     cut = prune.cut(spec, range(len(spec.layers) - (prune.layers or 0)), target)
     limit, widest = goal.limit(spec), goal.measure(cut, target, backend)
     if widest <= limit:

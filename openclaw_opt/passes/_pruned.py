@@ -6,27 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openclaw_opt.models.pruning import Pruned
-    from openclaw_opt.models.spec import Spec
+    from openclaw_opt.models.spec import DecoderSpec
 
 
-def changes(before: Spec, after: Spec) -> str:
+def changes(before: DecoderSpec, after: DecoderSpec) -> str:
     """What became smaller, in words; sizes of the layers that stay, each different one once."""
     said = [f"hidden channels {before.hidden} → {after.hidden}"] if before.hidden != after.hidden else []
     said += [f"vocabulary {before.vocab} → {after.vocab}"] if before.vocab != after.vocab else []
     said += [f"layers {len(before.layers)} → {len(after.layers)}"] if len(before.layers) != len(after.layers) else []
-    grouped = any(layer.q_heads != layer.kv_heads for spec in (before, after) for layer in spec.layers)
-    heads = (("q_heads", "query heads"), ("kv_heads", "key/value heads")) if grouped else (("q_heads", "heads"),)
-    for name, title in (("ffn", "FFN channels"), *heads):
+    for name, title in (("ffn", "FFN channels"), ("q_heads", "query heads"), ("kv_heads", "key/value heads")):
         old, new = (sorted({getattr(layer, name) for layer in spec.layers}) for spec in (before, after))
         if old != new:
             said.append(f"{title} {'/'.join(map(str, old))} → {'/'.join(map(str, new))}")
     return ", ".join(said)
 
 
-def widths(before: Spec, made: Pruned) -> list[dict[str, Any]]:
+def widths(before: DecoderSpec, made: Pruned) -> list[dict[str, Any]]:
     """A row a remaining layer: its place in the original, sizes before and after, share of the importance kept."""
     rows = []
-    for (i, _), sizes in zip(made.cuts.items(), made.spec.layers, strict=True):
+    for (i, _), sizes in zip(made.cuts.items(), made.decoder.spec.layers, strict=True):
         old = before.layers[i]
         ffn, heads = made.energy_kept[i]
         rows.append(

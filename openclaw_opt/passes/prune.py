@@ -1,4 +1,4 @@
-"""prune: whole FFN channels, attention heads, layers and hidden channels out of a model; the smaller one runs on any engine as it is."""
+"""prune: whole FFN channels, attention heads, layers and hidden channels out of a decoder; the smaller model runs on any engine as it is."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from openclaw_opt.passes._widths import Meets, by_sensitivity, even, least, rema
 from openclaw_opt.targets import Target
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from openclaw_opt.models.decoder import Decoder
     from openclaw_opt.models.importance import Scores
     from openclaw_opt.models.pruning import Plan
-    from openclaw_opt.models.spec import LayerSpec, ModelFacts, Spec
+    from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts
     from openclaw_opt.models.trimming import Vocabulary
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -37,9 +35,7 @@ class Prune(Pass):
     """
 
     kind: ClassVar[Kind] = "lossy"
-    summary: ClassVar[str] = (
-        "remove FFN channels, attention heads, hidden channels or whole layers of a decoder or a BERT encoder"
-    )
+    summary: ClassVar[str] = "remove FFN channels, attention heads, hidden channels or whole layers of a decoder"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     reads: ClassVar[tuple[str, ...]] = ("target", "calibration")
     essential: ClassVar[tuple[str, ...]] = ("ffn", "heads", "query_heads", "layers", "hidden", "vocabulary", "to")
@@ -90,9 +86,10 @@ class Prune(Pass):
         return self.round_to or (GPU_MULTIPLE if target.is_gpu else CPU_MULTIPLE)
 
     def check(self, view: View) -> list[Complaint]:
-        if view.spec.task == "vision":
-            what = f"prune takes decoders and encoders, {view.spec.family} is a model for {view.spec.task}"
-            return [Complaint(what)]
+        from openclaw_opt.models.spec import DecoderSpec
+
+        if not isinstance(view.spec, DecoderSpec):
+            return [Complaint(f"prune takes decoders, {view.spec.architecture} is a model for {view.spec.task}")]
         words = [earlier.word for earlier in view.earlier]
         if "quantize" in words:
             return [Complaint("quantized weights cannot be pruned", fix="put prune before quantize")]
@@ -133,12 +130,11 @@ class Prune(Pass):
             ]
         return []
 
-    def cut(self, spec: Spec, stay: Sequence[int], target: Target) -> Spec:
+    def cut(self, spec: DecoderSpec, stay: Sequence[int], target: Target) -> DecoderSpec:
         """The spec after every cut but that of `to`, with the layers in `stay`."""
         multiple = self.multiple(target)
         layers = tuple(self.kept(spec.layers[i], multiple) for i in stay)
-        hidden = spec.hidden if spec.hidden is None else remaining(spec.hidden, self.hidden, multiple)
-        return spec.model_copy(update={"layers": layers, "hidden": hidden})
+        return spec.model_copy(update={"layers": layers, "hidden": remaining(spec.hidden, self.hidden, multiple)})
 
     def kept(self, sizes: LayerSpec, multiple: int) -> LayerSpec:
         """A layer's sizes after the cut; with `sensitivity` or `to`, but for its FFN."""
@@ -149,7 +145,7 @@ class Prune(Pass):
 
     def run(self, source: Model, work: Work) -> Done[Model]:
         from openclaw_opt.models.calibrate import load_calibration
-        from openclaw_opt.models.pruning import parameters_of, prove, prune_model
+        from openclaw_opt.models.pruning import parameters_of, prove, prune_decoder
         from openclaw_opt.models.spec import read_facts
         from openclaw_opt.models.store import save_model
         from openclaw_opt.models.trimming import assets_of, prove_rows, with_rows
@@ -160,65 +156,65 @@ class Prune(Pass):
         reader = source if words is None else assets_of(source, work.folder, words.trimmed, facts.task)
         batches = None if data is None else load_calibration(data, facts, reader, work.data_cache, self.batch_size)
         whole = _open(source)
-        module = whole if words is None else with_rows(_decoder(whole), words.kept)
-        made = prune_model(module, self._plan(spec, work), batches, lambda part, text: work.progress(0.8 * part, text))
+        decoder = whole if words is None else with_rows(whole, words.kept)
+        made = prune_decoder(
+            decoder, self._plan(spec, work), batches, lambda part, text: work.progress(0.8 * part, text)
+        )
         work.progress(0.8, "proving that masked and shrunk agree")
-        before, after = parameters_of(whole), parameters_of(made.module)
+        before, after = parameters_of(whole), parameters_of(made.decoder)
         rows = None
         if words is not None:
             assert batches is not None, "check refuses a vocabulary without data"
-            rows = prove_rows(_decoder(whole), _decoder(module), words.kept, batches.batches[0])
-        again = _open(source) if words is None else with_rows(_decoder(_open(source)), words.kept)
-        proof = prove(again, made.module, made.cuts, batches, made.hidden)
+            rows = prove_rows(whole, decoder, words.kept, batches.batches[0])
+        again = _open(source) if words is None else with_rows(_open(source), words.kept)
+        proof = prove(again, made.decoder, made.cuts, batches, made.hidden)
         share = f"{before:,} → {after:,} parameters ({after / before - 1:+.1%})"
-        sentence = f"{changes(spec, made.spec)}; {share}"
-        place = "hf" if facts.decoder is None else "decoder"
-        noted = facts.model_copy(update={"notes": (*facts.notes, sentence), place: made.spec})
+        sentence = f"{changes(spec, made.decoder.spec)}; {share}"
+        noted = facts.model_copy(update={"notes": (*facts.notes, sentence), "decoder": made.decoder.spec})
         details = {
             "parameters": after,
             "parameters_before": before,
             "widths": widths(spec, made),
             "removed_layers": [i for i in range(len(spec.layers)) if i not in made.cuts],
             "block_importance": made.block_importance,
-            "hidden": [spec.hidden, made.spec.hidden],
+            "hidden": [spec.hidden, made.decoder.spec.hidden],
             "hidden_importance_kept": round(made.hidden_kept, 6),
-            "goal": self._goal(spec, made.spec, work),
-            "proof": {"what": "hidden states and outputs, masked against shrunk", "largest_difference": proof},
+            "goal": self._goal(spec, made.decoder.spec, work),
+            "proof": {"what": "hidden states and logits, masked against shrunk", "largest_difference": proof},
             "vocabulary": {}
             if words is None
             else {"before": words.before, "used": words.used, "after": len(words.kept), "largest_difference": rows},
         }
-        model = save_model(made.module, noted, work.folder, source.assets)
+        model = save_model(made.decoder, noted, work.folder, source.assets)
         if words is not None:
             assets_of(source, work.folder, words.trimmed, facts.task)
         return Done(model, changed=sentence, count=before - after, details=details)
 
-    def _trimmed(self, source: Model, spec: Spec, work: Work) -> Vocabulary | None:
+    def _trimmed(self, source: Model, spec: DecoderSpec, work: Work) -> Vocabulary | None:
         """The smaller vocabulary; None where it stays."""
         from openclaw_opt.models.trimming import vocabulary_of
 
         if self.vocabulary is None:
             return None
         assert work.calibration is not None, "check refuses a vocabulary without data"
-        assert spec.vocab is not None
         work.progress(0.0, "looking which tokens are used")
         multiple = self.multiple(work.target)
         rows = None if isinstance(self.vocabulary, str) else remaining(spec.vocab, self.vocabulary, multiple)
         return vocabulary_of(source, spec.vocab, work.calibration, work.data_cache, rows, multiple)
 
-    def _goal(self, before: Spec, after: Spec, work: Work) -> dict[str, str]:
+    def _goal(self, before: DecoderSpec, after: DecoderSpec, work: Work) -> dict[str, str]:
         """What was asked and what was reached; empty without `to`."""
-        if self.to is None or before.task != "decoder" or after.task != "decoder":
+        if self.to is None:
             return {}
         reached = self.to.measure(after, work.target, work.backend)
         return {"asked": self.to.told(self.to.limit(before)), "reached": self.to.told(reached)}
 
-    def _plan(self, spec: Spec, work: Work) -> Plan:
+    def _plan(self, spec: DecoderSpec, work: Work) -> Plan:
         from openclaw_opt.models.pruning import Plan
 
         multiple = self.multiple(work.target)
 
-        def found(cut: Spec, scores: list[Scores]) -> list[int]:
+        def found(cut: DecoderSpec, scores: list[Scores]) -> list[int]:
             return self._widths(spec, cut, scores, work)
 
         return Plan(
@@ -227,12 +223,10 @@ class Prune(Pass):
             importance=self.importance or "activation",
             narrows=self.narrows,
             widths=found if self.to is not None or self.allocation == "sensitivity" else None,
-            hidden=None
-            if self.hidden is None or spec.hidden is None
-            else remaining(spec.hidden, self.hidden, multiple),
+            hidden=None if self.hidden is None else remaining(spec.hidden, self.hidden, multiple),
         )
 
-    def _widths(self, before: Spec, cut: Spec, scores: list[Scores], work: Work) -> list[int]:
+    def _widths(self, before: DecoderSpec, cut: DecoderSpec, scores: list[Scores], work: Work) -> list[int]:
         """FFN widths of the layers that stay. Raises RecipeError where no widths meet the goal."""
         multiple, meets = self.multiple(work.target), self._meets(before, cut, work)
         if self.allocation == "sensitivity":
@@ -246,7 +240,7 @@ class Prune(Pass):
         problem = unreachable(self.to, self.to.limit(before), closest)
         raise RecipeError(problem.what, where="prune.to", fix=problem.fix)
 
-    def _meets(self, before: Spec, cut: Spec, work: Work) -> Meets:
+    def _meets(self, before: DecoderSpec, cut: DecoderSpec, work: Work) -> Meets:
         goal = self.to
         if goal is None:
             multiple = self.multiple(work.target)
@@ -255,28 +249,25 @@ class Prune(Pass):
         limit = goal.limit(before)
         return lambda spec: goal.measure(spec, work.target, work.backend) <= limit
 
-    def _refuse(self, facts: ModelFacts, work: Work) -> Spec:
+    def _refuse(self, facts: ModelFacts, work: Work) -> DecoderSpec:
         """What `check` could not see, since earlier passes changed the model; the spec where nothing is wrong."""
+        assert facts.decoder is not None, "check refuses models without a decoder's spec"
         if facts.quant:
             name = next(iter(facts.quant))
             raise RecipeError("quantized weights cannot be pruned", where=name, fix="put prune before quantize")
         wrong = [
             RecipeError(problem.what, where=f"prune.{problem.option}", fix=problem.fix)
-            for problem in size_complaints(self, facts.spec, work.target, work.backend)
+            for problem in size_complaints(self, facts.decoder, work.target, work.backend)
         ]
         if wrong:
             raise RecipeError(f"{len(wrong)} mistakes in prune", mistakes=wrong)
-        return facts.spec
+        return facts.decoder
 
 
-def _open(model: Model) -> nn.Module:
+def _open(model: Model) -> Decoder:
+    from openclaw_opt.models.decoder import Decoder
     from openclaw_opt.models.store import open_model
 
-    return open_model(model)
-
-
-def _decoder(module: nn.Module) -> Decoder:
-    from openclaw_opt.models.decoder import Decoder
-
+    module = open_model(model)
     assert isinstance(module, Decoder)
     return module
