@@ -77,6 +77,7 @@ def rows(kind: str) -> dict[str, str]:
         made["int8_weight_only, inputs rounded by the kernel"] = (
             f"passes=[{{quantize: {{format: int8_weight_only}}}}, {ENGINE}]"
         )
+        made |= pruned()
     return made
 
 
@@ -183,13 +184,12 @@ def measured(kind: str, folder: Path, only: str = "", *, cached: bool = False) -
 
 
 def _measured(kind: str, name: str, passes: str, folder: Path, cached: bool) -> dict[str, Any]:
-    said = {"name": name, "tool": "ours", "group": group_of(name), "note": "", "ours": True}
     slug = name.replace(",", "").replace(":", "").replace(" ", "-")
     command, kept = command_of(kind, passes, folder), folder / "ours" / f"{kind}-{slug}.json"
     if kept.is_file() and (stored := json.loads(kept.read_text()))["command"] == command:
-        return {**stored["found"], **said}
+        return {**stored["found"], **said(name)}
     if cached:
-        return {**said, "bits": FLOAT_BITS, "why": "not run yet"}
+        return {**said(name), "bits": FLOAT_BITS, "why": "not run yet"}
     print(f"{kind}: {name}", file=sys.stderr, flush=True)
     output = folder / "builds" / f"{kind}-{slug}"
     done = subprocess.run([*command, "--output", str(output)], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
@@ -198,7 +198,12 @@ def _measured(kind: str, name: str, passes: str, folder: Path, cached: bool) -> 
     found = facts(read_report(output))
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"command": command, "found": found}))
-    return {**found, **said}
+    return {**found, **said(name)}
+
+
+def said(name: str) -> dict[str, Any]:
+    """What a row is called and compared with."""
+    return {"name": name, "tool": "ours", "group": group_of(name), "note": "", "ours": True}
 
 
 def facts(report: Report) -> dict[str, Any]:
