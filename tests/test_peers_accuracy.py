@@ -127,3 +127,29 @@ def test_the_untouched_checkpoint_as_a_peer_keeps_everything(tmp_path: Path) -> 
     assert rows["kl.mean"] == pytest.approx(0, abs=1e-5)
     other = {one.name: one.value for one in task.score(np.roll(given, 1, axis=-1))}
     assert other["kl.mean"] > 10 * abs(rows["kl.mean"] or 1e-5)
+
+
+def test_the_page_is_made_of_the_json_alone_and_rows_are_merged_into_it() -> None:
+    from tests.peers import accuracy
+
+    committed = ROOT / "docs" / "results"
+    text = (committed / "accuracy.json").read_text(encoding="utf-8")
+    before = accuracy_page.kept(text)
+    assert accuracy_page.raw(before) == text
+    assert accuracy_page.page(before) == (committed / "accuracy.md").read_text(encoding="utf-8")
+    assert accuracy_page.merged(before, {}, accuracy.every_row()) == before
+
+
+def test_a_merged_row_takes_the_place_of_the_old_one_and_says_its_machine() -> None:
+    old = [found("a", 0.02, own=True), found("b", 0.03, own=True), found("gone", 0.01, own=True)]
+    new = found("b", 0.01, own=True)
+    new["made"] = {**new["made"], "machine": "another machine"}
+    order = [{"name": "a", "group": "w8"}, {"name": "b", "group": "w4-32"}]
+    made = accuracy_page.merged({"decoder": old}, {"decoder": [new]}, {"decoder": order})
+    assert [(one["name"], one["group"]) for one in made["decoder"]] == [("a", "w8"), ("b", "w4-32")]
+    assert made["decoder"][1]["rows"] == new["rows"]
+    text = accuracy_page.page(made)
+    assert "on a machine, shared" in text
+    assert "Run later, on another machine, whose seconds are not those of the other rows: b." in text
+    with pytest.raises(ValueError, match="neither in accuracy.json nor run now: c"):
+        accuracy_page.merged({"decoder": old}, {}, {"decoder": [*order, {"name": "c"}]})

@@ -110,6 +110,10 @@ def eight() -> dict[str, str]:
     made["int8, rotate + max"] = quantize("format: int8, algorithm: max", "rotate")
     made["int8_per_token, max"] = quantize("format: int8_per_token, algorithm: max")
     made["int8_per_token, gptq"] = quantize("format: int8_per_token, algorithm: gptq")
+    made["int8_per_token, smoothquant"] = quantize("format: int8_per_token, algorithm: smoothquant")
+    for alpha in (0.5, 0.8):
+        options = f"format: int8_per_token, algorithm: smoothquant_gptq, alpha: {alpha}"
+        made[f"int8_per_token, smoothquant of alpha {alpha} + gptq"] = quantize(options)
     made["int8_weight_only, max"] = quantize("format: int8_weight_only, algorithm: max")
     made["int8_weight_only, gptq"] = quantize("format: int8_weight_only, algorithm: gptq")
     return made

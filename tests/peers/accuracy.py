@@ -7,7 +7,7 @@ the pins) and runs in its own process (accuracy_worker.py): it is given the same
 arrays, and gives back what its model says on the latter. Scores, intervals and verdicts are openclaw_opt's own code, for both sides.
 What is in FOLDER is not made again, so an interrupted run goes on where it was, and a change of the code takes a new folder.
 With `--merge`, the rows that are run take the place of those in accuracy.json, and the others stay as they are there: accuracy does
-not depend on the machine, and the page names the rows whose seconds are of another one. The page is made of accuracy.json alone.
+not depend on the machine, and the page names the rows whose seconds are of another one. With `--cached` as well, all that FOLDER has. The page is made of accuracy.json alone.
 A peer that fails is `not measured` with its last words. On cores that others use, `OMP_NUM_THREADS=1` makes it many times faster.
 """
 
@@ -42,6 +42,7 @@ from openclaw_opt.metrics.scores import score_sequences  # noqa: E402
 from tests.peers import accuracy_page, accuracy_rows, speed  # noqa: E402
 
 WAIT_S = 1200
+NOT_RUN = "not run yet"
 
 
 class Task:
@@ -123,7 +124,7 @@ def peer(row: accuracy_rows.Row, task: Task, cache: Path, *, cached: bool = Fals
     if kept.is_file():
         return {**json.loads(kept.read_text()), **_said(row)}
     if cached:
-        return {**_said(row), "why": "not run yet"}
+        return {**_said(row), "why": NOT_RUN}
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     try:
@@ -194,6 +195,7 @@ def main() -> None:
                     print(f"  not measured: {why}", file=sys.stderr, flush=True)
         found[kind] = rows
     if args.merge:
+        found = {kind: [one for one in rows if one.get("why") != NOT_RUN] for kind, rows in found.items()}
         found = accuracy_page.merged(
             accuracy_page.kept((args.output / "accuracy.json").read_text()), found, every_row()
         )
