@@ -395,7 +395,7 @@ def test_minilm_is_pruned_quantized_built_and_measured(more: str, tmp_path: Path
         [*command, "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")],
         cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == (4 if more else 0), done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     report = read_report(tmp_path / "out")
     pruned = next(record for record in report.passes if record.word == "prune")
     widths = [row["ffn"] for row in pruned.details["widths"]]

@@ -7,7 +7,8 @@ the pins) and runs in its own process (accuracy_worker.py): it is given the same
 arrays, and gives back what its model says on the latter. Scores, intervals and verdicts are openclaw_opt's own code, for both sides.
 What is in FOLDER is not made again, so an interrupted run goes on where it was, and a change of the code takes a new folder.
 With `--merge`, the rows that are run take the place of those in accuracy.json, and the others stay as they are there: accuracy does
-not depend on the machine, and the page names the rows whose seconds are of another one. With `--cached` as well, all that FOLDER has. The page is made of accuracy.json alone.
+not depend on the machine, and the page names the rows whose seconds are of another one (with `--cached`: all rows that FOLDER has).
+The page is made of accuracy.json alone.
 A peer that fails is `not measured` with its last words. On cores that others use, `OMP_NUM_THREADS=1` makes it many times faster.
 """
 
