@@ -49,7 +49,7 @@ def page(found: dict[str, list[Found]]) -> str:
         "# Accuracy of every format and algorithm, beside the peers",
         "",
         f"Made by `python tests/peers/accuracy.py --cache FOLDER` on {machine}, shared with other work; no number here is typed.",
-        "Raw numbers, item by item, stand in accuracy.json; definitions in [metrics.md](../metrics.md).",
+        "Raw numbers, item by item and to six digits, stand in accuracy.json, of which this page is made; definitions in [metrics.md](../metrics.md).",
         "",
         "A peer gets the same checkpoint and the same calibration and evaluation arrays, and gives back what its model says on the latter;",
         "scores are by the same code for both sides. In brackets: 95 % intervals. *Bits a weight* and *MB* count scales in 16 bits, and all",
