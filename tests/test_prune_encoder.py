@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from openclaw_opt.artifacts import Graph, Model
 from openclaw_opt.backends.engines import open_session
 from openclaw_opt.errors import VerificationError
+from openclaw_opt.graph import to_onnxruntime
 from openclaw_opt.metrics.roofline import Roofline, read_work
 from openclaw_opt.models import pruning, sizes
 from openclaw_opt.models.blocks import blocks_of
@@ -33,8 +34,10 @@ from openclaw_opt.passes import Done, Work
 from openclaw_opt.passes._goal import GIB, Goal
 from openclaw_opt.passes._widths import with_widths
 from openclaw_opt.passes.prune import Prune
+from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.report import read_report
 from openclaw_opt.targets import TARGETS
+from tests.passes_alone import Alone
 from tests.test_prune import CPU, RANK, TEXT, complaints, silent
 from tests.tiny import open_tiny, write_checkpoint
 
@@ -121,7 +124,7 @@ def test_zero_channels_and_heads_go_by_every_rank_and_the_output_stays(
     assert all(not value.requires_grad for value in made.model.parameters())
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, deadline=None)
 @given(
     ffn=st.lists(st.integers(1, 96), min_size=2, max_size=2), heads=st.lists(st.integers(1, 4), min_size=2, max_size=2)
 )
@@ -337,6 +340,25 @@ def test_layers_that_differ_reload_and_run(tmp_path: Path, monkeypatch: pytest.M
     assert [row["layer"].rsplit(".", 1)[0] for row in done.details["widths"]] == ["model.encoder.layer"] * 3
     assert json.loads((done.artifact.assets / "config.json").read_text())["num_hidden_layers"] == 4
     same(done.artifact, export_graph(done.artifact, tmp_path / "graph", dtype="float32"), tmp_path)
+
+
+@pytest.mark.parametrize("fmt", ["int8", "int8_per_token", "int8_weight_only"])
+def test_layers_that_differ_are_quantized_and_lowered(fmt: Any, tmp_path: Path) -> None:
+    alone = Alone(tmp_path, "bert", num_hidden_layers=3)
+    pruned = alone(Prune(ffn=0.4, heads=0.5, allocation="sensitivity", round_to=8), alone.model, sentences())
+    done = alone(Quantize(format=fmt), pruned.artifact, sentences())
+    assert done.count == 18
+    module = open_model(done.artifact)
+    widths = [module.get_submodule(f"model.encoder.layer.{i}.output.dense").in_features for i in range(3)]
+    assert len(set(widths)) > 1
+    portable = export_graph(done.artifact, tmp_path / "graph", dtype="float32")
+    lowered = to_onnxruntime.lower(portable, tmp_path / "lowered", accuracy_level=to_onnxruntime.EXACT)
+    assert sum(lowered.facts.fusions.values()) == (0 if fmt == "int8_per_token" else 18)
+    ids, mask, types = sentences().batches[0]
+    feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "token_type_ids": types.numpy()}
+    with torch.no_grad(), open_session(lowered) as session:
+        found, wanted = session.infer(feed)["embedding"], module(ids, mask, types)[1].numpy()
+    assert np.abs(found - wanted).max() < (1e-5 if fmt == "int8_weight_only" else 2 / 127) * np.abs(wanted).max()
 
 
 def test_a_second_prune_goes_on_from_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
