@@ -96,6 +96,21 @@ def test_every_peer_has_a_worker_a_pinned_home_and_a_group(kind: str, row: accur
     assert row.group or row.note, "a row that is compared with nothing says why"
 
 
+def test_no_script_of_peers_hides_a_package() -> None:
+    """A worker's folder comes first on its path: with a `kernels.py` there, transformers imported that for the package `kernels`."""
+    scripts = {path.stem for path in Path(accuracy.__file__).parent.glob("*.py")}
+    assert not scripts & {
+        "kernels",
+        "torch",
+        "onnx",
+        "transformers",
+        "modelopt",
+        "llmcompressor",
+        "torchao",
+        "openvino",
+    }
+
+
 def test_every_environment_is_pinned() -> None:
     assert all("==" in package for packages in accuracy_rows.VENVS.values() for package in packages)
     assert set(accuracy_rows.HOMES.values()) <= set(accuracy_rows.VENVS)
@@ -127,3 +142,27 @@ def test_the_untouched_checkpoint_as_a_peer_keeps_everything(tmp_path: Path) -> 
     assert rows["kl.mean"] == pytest.approx(0, abs=1e-5)
     other = {one.name: one.value for one in task.score(np.roll(given, 1, axis=-1))}
     assert other["kl.mean"] > 10 * abs(rows["kl.mean"] or 1e-5)
+
+
+def test_the_page_is_made_of_the_json_alone_and_rows_are_merged_into_it() -> None:
+    committed = Path(__file__).parent.parent / "docs" / "results"
+    text = (committed / "accuracy.json").read_text(encoding="utf-8")
+    before = accuracy_page.kept(text)
+    assert accuracy_page.raw(before) == text
+    assert accuracy_page.page(before) == (committed / "accuracy.md").read_text(encoding="utf-8")
+    assert accuracy_page.merged(before, {}, accuracy.every_row()) == before
+
+
+def test_a_merged_row_takes_the_place_of_the_old_one_and_says_its_machine() -> None:
+    old = [found("a", 0.02, own=True), found("b", 0.03, own=True), found("gone", 0.01, own=True)]
+    new = found("b", 0.01, own=True)
+    new["made"] = {**new["made"], "machine": "another machine"}
+    order = [{"name": "a", "group": "w8"}, {"name": "b", "group": "w4-32"}]
+    made = accuracy_page.merged({"decoder": old}, {"decoder": [new]}, {"decoder": order})
+    assert [(one["name"], one["group"]) for one in made["decoder"]] == [("a", "w8"), ("b", "w4-32")]
+    assert made["decoder"][1]["rows"] == new["rows"]
+    text = accuracy_page.page(made)
+    assert "on a machine, shared" in text
+    assert "Run later, on another machine, whose seconds are not those of the other rows: b." in text
+    with pytest.raises(ValueError, match=r"neither in accuracy\.json nor run now: c"):
+        accuracy_page.merged({"decoder": old}, {}, {"decoder": [*order, {"name": "c"}]})

@@ -85,10 +85,10 @@ def test_planted_channels_go_and_the_output_stays(by_activation: bool, gated: bo
         layer.down.weight[:, dead] *= 1e-3
     before = logits(decoder)
     plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 32}), RANK[by_activation], True)
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
+    made = pruning.prune_model(decoder, plan, data(), silent)
     assert [cut.ffn.tolist() for cut in made.cuts.values()] == [kept, kept]
-    assert torch.allclose(logits(made.decoder), before, atol=1e-5 * float(before.abs().max()))
-    assert made.decoder.layers[0].down.weight.shape == (64, 32)
+    assert torch.allclose(logits(made.model), before, atol=1e-5 * float(before.abs().max()))
+    assert made.model.layers[0].down.weight.shape == (64, 32)
 
 
 @pytest.mark.parametrize("by_activation", [True, False])
@@ -102,10 +102,10 @@ def test_grouped_heads_go_in_whole_groups(by_activation: bool) -> None:
     plan = pruning.Plan(
         0, lambda sizes: sizes.model_copy(update={"q_heads": 4, "kv_heads": 1}), RANK[by_activation], True
     )
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
+    made = pruning.prune_model(decoder, plan, data(), silent)
     assert [(cut.q.tolist(), cut.kv.tolist()) for cut in made.cuts.values()] == [([4, 5, 6, 7], [1])] * 2
-    assert torch.allclose(logits(made.decoder), before, atol=1e-5 * float(before.abs().max()))
-    assert made.decoder.layers[0].qkv.weight.shape == ((4 + 2) * 16, 64)
+    assert torch.allclose(logits(made.model), before, atol=1e-5 * float(before.abs().max()))
+    assert made.model.layers[0].qkv.weight.shape == ((4 + 2) * 16, 64)
 
 
 def test_query_heads_go_evenly_from_each_group() -> None:
@@ -113,10 +113,10 @@ def test_query_heads_go_evenly_from_each_group() -> None:
     kill_heads(decoder, [1, 2, 5, 7])
     before = logits(decoder)
     plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"q_heads": 4}), "activation", True)
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
+    made = pruning.prune_model(decoder, plan, data(), silent)
     assert made.cuts[0].q.tolist() == [0, 3, 4, 6]
     assert made.cuts[0].kv.tolist() == [0, 1]
-    assert torch.allclose(logits(made.decoder), before, atol=1e-5 * float(before.abs().max()))
+    assert torch.allclose(logits(made.model), before, atol=1e-5 * float(before.abs().max()))
 
 
 def test_the_layer_that_does_nothing_goes() -> None:
@@ -124,10 +124,10 @@ def test_the_layer_that_does_nothing_goes() -> None:
     decoder.layers[1].o.weight.zero_()
     decoder.layers[1].down.weight.zero_()
     before = logits(decoder)
-    made = pruning.prune_decoder(decoder, pruning.Plan(1, lambda sizes: sizes, "activation", False), data(), silent)
+    made = pruning.prune_model(decoder, pruning.Plan(1, lambda sizes: sizes, "activation", False), data(), silent)
     assert list(made.cuts) == [0, 2]
     assert made.block_importance[1] == pytest.approx(0, abs=1e-6)
-    assert torch.allclose(logits(made.decoder), before, atol=1e-5 * float(before.abs().max()))
+    assert torch.allclose(logits(made.model), before, atol=1e-5 * float(before.abs().max()))
 
 
 def test_activation_ranks_by_energy_where_magnitude_is_misled() -> None:
@@ -139,9 +139,9 @@ def test_activation_ranks_by_energy_where_magnitude_is_misled() -> None:
     layer.up.bias[off] = -1e4  # silu(-1e4) is 0
     layer.up.weight[off] *= 1
     plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 64}), "activation", True)
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
+    made = pruning.prune_model(decoder, plan, data(), silent)
     assert not set(made.cuts[0].ffn.tolist()) & set(off)
-    fooled = pruning.prune_decoder(decoder, replace(plan, importance="magnitude"), None, silent)
+    fooled = pruning.prune_model(decoder, replace(plan, importance="magnitude"), None, silent)
     assert set(off) < set(fooled.cuts[0].ffn.tolist())
     assert made.energy_kept[0][0] == pytest.approx(1.0)
 
@@ -151,10 +151,10 @@ def test_layers_of_different_sizes_are_cut_each_by_its_own() -> None:
     decoder = decoder_of((LAYER, other))
     prune = Prune(ffn=0.4, heads=0.5)
     plan = pruning.Plan(0, lambda sizes: prune.kept(sizes, 32), "activation", True)
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
-    sizes = [(layer.q_heads, layer.kv_heads, layer.ffn, layer.window) for layer in made.decoder.spec.layers]
+    made = pruning.prune_model(decoder, plan, data(), silent)
+    sizes = [(layer.q_heads, layer.kv_heads, layer.ffn, layer.window) for layer in made.model.spec.layers]
     assert sizes == [(4, 1, 64, None), (2, 2, 96, 8)]
-    assert pruning.prove(decoder, made.decoder, made.cuts, data()) < 1e-5
+    assert pruning.prove(decoder, made.model, made.cuts, data()) < 1e-5
 
 
 def _wrong_channel(cut: pruning.Cut) -> pruning.Cut:
@@ -170,11 +170,11 @@ def _wrong_head(cut: pruning.Cut) -> pruning.Cut:
 def test_the_proof_catches_a_wrong_slice(sabotage: Any) -> None:
     decoder = decoder_of((LAYER, LAYER))
     plan = pruning.Plan(0, lambda sizes: sizes.model_copy(update={"ffn": 64, "q_heads": 4}), "activation", True)
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
+    made = pruning.prune_model(decoder, plan, data(), silent)
     wrong = {0: made.cuts[0], 1: sabotage(made.cuts[1])}
     shrunk = pruning.shrink(decoder_of((LAYER, LAYER)), wrong)
     if sabotage is _wrong_head:  # a permutation of q alone is caught where o is not permuted with it
-        shrunk.layers[1].o.weight.copy_(made.decoder.layers[1].o.weight)
+        shrunk.layers[1].o.weight.copy_(made.model.layers[1].o.weight)
     with pytest.raises(VerificationError, match="shrunk model differs from the masked one") as caught:
         pruning.prove(decoder, shrunk, made.cuts, data())
     assert caught.value.where == "layers.1"
@@ -287,11 +287,11 @@ def test_the_fix_of_each_size_complaint_is_accepted() -> None:
         assert complaints(Prune(**options), SPEC) == []
 
 
-@pytest.mark.parametrize("family", ["bert", "vit", "resnet"])
+@pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_other_tasks_are_refused_by_name(family: str, tmp_path: Path) -> None:
     spec = spec_of(family, tmp_path)
     (found,) = complaints(Prune(ffn=0.4), spec)
-    assert found[0] == f"prune takes decoders, {spec.architecture} is a model for {spec.task}"
+    assert found[0] == f"prune takes decoders and BERT-family encoders, {spec.architecture} is a model for {spec.task}"
 
 
 def test_check_imports_no_torch() -> None:

@@ -102,8 +102,8 @@ def test_counts_and_shares(given: Any, limit: float) -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({}, "wants one of parameters, gib, decode_ms; got none"),
-        ({"parameters": 10, "gib": 1.0}, "wants one of parameters, gib, decode_ms; got parameters, gib"),
+        ({}, "wants one of parameters, gib, decode_ms, infer_ms; got none"),
+        ({"parameters": 10, "gib": 1.0}, "wants one of parameters, gib, decode_ms, infer_ms; got parameters, gib"),
         ({"parameters": "4..0M"}, "'4..0M' is no count; write 4000000, 4.0M or 1.2B, or a share like 0.8"),
         ({"parameters": 1.5}, "1.5 is neither a share below 1 nor a whole number of parameters"),
         ({"parameters": 0}, "0 is neither a share below 1"),
@@ -335,8 +335,8 @@ def test_the_layer_that_adds_little_to_a_large_stream_is_cut_most(tmp_path: Path
         0, lambda sizes: sizes, "activation", True,
         lambda spec, scores: by_sensitivity(spec, 8, under(128), [(one.ffn / one.scale).tolist() for one in scores]) or [],
     )  # fmt: skip
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
-    first, second = (layer.ffn for layer in made.decoder.spec.layers)
+    made = pruning.prune_model(decoder, plan, data(), silent)
+    first, second = (layer.ffn for layer in made.model.spec.layers)
     assert first + second == 128
     assert second < first
 
@@ -377,10 +377,10 @@ def test_channels_that_hold_nothing_go_and_the_output_stays(importance: Importan
         layer.qkv.weight[:, dead], layer.gate_up.weight[:, dead] = 0, 0
     before = logits(decoder)
     plan = pruning.Plan(0, lambda sizes: sizes, importance, False, hidden=32)
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
+    made = pruning.prune_model(decoder, plan, data(), silent)
     assert made.hidden is not None
     assert made.hidden.tolist() == list(range(1, 64, 2))
-    assert torch.allclose(logits(made.decoder), before, atol=1e-5 * float(before.abs().max()))
+    assert torch.allclose(logits(made.model), before, atol=1e-5 * float(before.abs().max()))
 
 
 def test_norms_left_as_they_were_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,9 +388,9 @@ def test_norms_left_as_they_were_are_caught(monkeypatch: pytest.MonkeyPatch) -> 
     decoder = decoder_of((LAYER, LAYER))
     plan = pruning.Plan(0, lambda sizes: sizes, "activation", False, hidden=32)
     monkeypatch.setattr(hidden_states, "sqrt", lambda _: 1.0)
-    made = pruning.prune_decoder(decoder, plan, data(), silent)
+    made = pruning.prune_model(decoder, plan, data(), silent)
     with pytest.raises(VerificationError, match="shrunk model differs from the masked one"):
-        pruning.prove(decoder, made.decoder, made.cuts, data(), made.hidden)
+        pruning.prove(decoder, made.model, made.cuts, data(), made.hidden)
 
 
 @pytest.mark.slow  # the real builder compiles two profiles

@@ -77,6 +77,7 @@ def rows(kind: str) -> dict[str, str]:
         made["int8_weight_only, inputs rounded by the kernel"] = (
             f"passes=[{{quantize: {{format: int8_weight_only}}}}, {ENGINE}]"
         )
+        made |= pruned()
     return made
 
 
@@ -109,6 +110,10 @@ def eight() -> dict[str, str]:
     made["int8, rotate + max"] = quantize("format: int8, algorithm: max", "rotate")
     made["int8_per_token, max"] = quantize("format: int8_per_token, algorithm: max")
     made["int8_per_token, gptq"] = quantize("format: int8_per_token, algorithm: gptq")
+    made["int8_per_token, smoothquant"] = quantize("format: int8_per_token, algorithm: smoothquant")
+    for alpha in (0.5, 0.8):
+        options = f"format: int8_per_token, algorithm: smoothquant_gptq, alpha: {alpha}"
+        made[f"int8_per_token, smoothquant of alpha {alpha} + gptq"] = quantize(options)
     made["int8_weight_only, max"] = quantize("format: int8_weight_only, algorithm: max")
     made["int8_weight_only, gptq"] = quantize("format: int8_weight_only, algorithm: gptq")
     return made
@@ -183,13 +188,12 @@ def measured(kind: str, folder: Path, only: str = "", *, cached: bool = False) -
 
 
 def _measured(kind: str, name: str, passes: str, folder: Path, cached: bool) -> dict[str, Any]:
-    said = {"name": name, "tool": "ours", "group": group_of(name), "note": "", "ours": True}
     slug = name.replace(",", "").replace(":", "").replace(" ", "-")
     command, kept = command_of(kind, passes, folder), folder / "ours" / f"{kind}-{slug}.json"
     if kept.is_file() and (stored := json.loads(kept.read_text()))["command"] == command:
-        return {**stored["found"], **said}
+        return {**stored["found"], **said(name)}
     if cached:
-        return {**said, "bits": FLOAT_BITS, "why": "not run yet"}
+        return {**said(name), "bits": FLOAT_BITS, "why": "not run yet"}
     print(f"{kind}: {name}", file=sys.stderr, flush=True)
     output = folder / "builds" / f"{kind}-{slug}"
     done = subprocess.run([*command, "--output", str(output)], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
@@ -198,7 +202,12 @@ def _measured(kind: str, name: str, passes: str, folder: Path, cached: bool) -> 
     found = facts(read_report(output))
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"command": command, "found": found}))
-    return {**found, **said}
+    return {**found, **said(name)}
+
+
+def said(name: str) -> dict[str, Any]:
+    """What a row is called and compared with."""
+    return {"name": name, "tool": "ours", "group": group_of(name), "note": "", "ours": True}
 
 
 def facts(report: Report) -> dict[str, Any]:

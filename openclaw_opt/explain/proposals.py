@@ -168,7 +168,7 @@ def _other_algorithms(budget: BudgetRecord, part: Quantize, task: str) -> Iterat
     used = part.algorithm_for(task)
     better = [word for word in ALGORITHMS[part.format] if word != used and word not in PLAIN]
     for word in better[:MOST_ALGORITHMS]:
-        extra = () if part.alpha is None or word == "smoothquant" else ("passes.quantize.alpha=null",)
+        extra = () if part.alpha is None or word.startswith("smoothquant") else ("passes.quantize.alpha=null",)
         why = f"{word} looks for scales on calibration data where {used} was used"
         yield Proposal(
             budget.metric,

@@ -14,6 +14,7 @@ from openclaw_opt.artifacts import Model
 from openclaw_opt.data import Source
 from openclaw_opt.data.load import load_images, load_sentences, load_tokens
 from openclaw_opt.errors import RecipeError
+from openclaw_opt.models.blocks import Prunable, layer_names, stream
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.spec import ModelFacts
 
@@ -106,18 +107,25 @@ def watched(module: nn.Module, names: Sequence[str], seen: Seen) -> Iterator[Non
 
 
 @torch.no_grad()
-def run_batches(module: nn.Module, calibration: Calibration, progress: Progress, text: str) -> None:
-    """Run the module over every batch. `progress` gets the part done, 0 to 1."""
+def run_batches(
+    module: nn.Module,
+    calibration: Calibration,
+    progress: Progress,
+    text: str,
+    starts: Callable[[Batch], None] = lambda batch: None,
+) -> None:
+    """Run the module over every batch. `progress` gets the part done, 0 to 1; `starts` each batch before it runs."""
     for i, batch in enumerate(calibration.batches):
         progress(i / len(calibration.batches), f"{text}, batch {i + 1} of {len(calibration.batches)}")
+        starts(batch)
         module(*batch)
 
 
 @torch.no_grad()
-def layer_outputs(decoder: Decoder, batch: Batch) -> list[tuple[str, Tensor]]:
-    """Hidden states after every layer [batch, length, hidden] and the logits, each with the name of what made it."""
+def layer_outputs(model: Prunable, batch: Batch) -> list[tuple[str, Tensor]]:
+    """Hidden states after every layer [batch, length, hidden] and the logits, or an encoder's embedding; each with the name of
+    what made it."""
     seen: list[tuple[str, Tensor]] = []
-    names = [f"layers.{i}" for i in range(len(decoder.layers))]
-    with watched(decoder, names, lambda name, x, y: seen.append((name, y[0]))):
-        logits = decoder(*batch)[0]
-    return [*seen, ("head", logits)]
+    with watched(model, layer_names(model), lambda name, x, y: seen.append((name, stream(y)))):
+        made = model(*batch)
+    return [*seen, ("head", made[0]) if isinstance(model, Decoder) else ("embedding", made[1])]

@@ -10,7 +10,7 @@ from typing import Any
 from openclaw_opt.artifacts import Task
 from openclaw_opt.errors import RecipeError, nearest
 from openclaw_opt.models.config import DecoderFamily
-from openclaw_opt.models.spec import DecoderSpec, HfSpec
+from openclaw_opt.models.spec import DecoderSpec, HfSpec, LayerSpec
 
 TYPO = 0.93
 """Names of architectures that are at least this alike are taken for one mistyped."""
@@ -220,6 +220,7 @@ class HfFamily:
                 context=config.get("max_position_embeddings"),
                 token_types=self.token_types and int(config.get("type_vocab_size", 2)) > 0,
                 embedding=True,
+                **_layers(config),
             )
         height, width = image_size(config.get("image_size", 224))
         return HfSpec(
@@ -230,6 +231,14 @@ class HfFamily:
             classes=len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2)),
             image=(int(config.get("num_channels", 3)), height, width),
         )
+
+
+def _layers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of a BERT's layers, with the defaults of its config."""
+    hidden, heads = int(config.get("hidden_size", 768)), int(config.get("num_attention_heads", 12))
+    one = LayerSpec(q_heads=heads, kv_heads=heads, ffn=int(config.get("intermediate_size", 3072)))
+    layers = (one,) * int(config.get("num_hidden_layers", 12))
+    return {"layers": layers, "head_dim": hidden // heads, "types": int(config.get("type_vocab_size", 2))}
 
 
 def image_size(stated: Any) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 
 from openclaw_opt.artifacts import Checkpoint
 from openclaw_opt.errors import RecipeError, nearest
+from openclaw_opt.models.blocks import fit
 from openclaw_opt.models.families import HfFamily, find_family, image_size
 from openclaw_opt.models.quiet import quiet
 from openclaw_opt.models.spec import HfSpec, ModelFacts
@@ -130,14 +131,16 @@ def wrap(model: nn.Module, spec: HfSpec) -> nn.Module:
 
 
 def build_hf(facts: ModelFacts, assets: Path) -> nn.Module:
-    """The wrapper with weights still to be loaded, from `assets/config.json`."""
+    """The wrapper with weights still to be loaded, from `assets/config.json`; its layers have the sizes that the facts state."""
     assert facts.hf is not None
     config = transformers.AutoConfig.from_pretrained(assets, local_files_only=True)
     family = find_family({"architectures": [facts.hf.architecture]})
     assert isinstance(family, HfFamily)
     with no_init_weights():
         model = getattr(transformers, family.module)(config, **family.options)
-    return wrap(model, facts.hf)
+    module = wrap(model, facts.hf)
+    fit(module, facts.hf)
+    return module.eval().requires_grad_(False)
 
 
 def read_pooling(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from openclaw_opt.models.calibrate import Calibration, Progress, run_batches, watched
-from openclaw_opt.models.decoder import Decoder, Norm
-from openclaw_opt.models.importance import Importance, layers_of
+from openclaw_opt.models.decoder import Decoder, Layer, Norm
+from openclaw_opt.models.importance import Importance
 
 ROWS, COLUMNS = ("o", "down"), ("qkv", "gate_up", "up", "head", "embed")
 """Modules whose outputs, and whose inputs, are the hidden states (an embedding's columns are)."""
@@ -52,7 +52,7 @@ def _norms(decoder: Decoder) -> Iterator[tuple[str, Norm]]:
 
 def _magnitude(decoder: Decoder) -> Tensor:
     total = decoder.embed.weight.double().square().sum(0)
-    for layer in layers_of(decoder):
+    for layer in decoder.layers:
         for name, linear in layer.named_children():
             if isinstance(linear, nn.Linear):
                 total = total + linear.weight.double().square().sum(1 if name in ROWS else 0)
@@ -87,7 +87,8 @@ def mask_hidden(decoder: Decoder, kept: Tensor) -> None:
     held = torch.zeros(decoder.spec.hidden)
     held[kept] = 1.0
     decoder.embed.weight = nn.Parameter(decoder.embed.weight * held, requires_grad=False)
-    for layer in layers_of(decoder):
+    for layer in decoder.layers:
+        assert isinstance(layer, Layer)
         for linear in (layer.o, layer.down):
             linear.weight = nn.Parameter(linear.weight * held[:, None], requires_grad=False)
             if linear.bias is not None:

@@ -25,6 +25,7 @@ from openclaw_opt.models.calibrate import Calibration, Progress, run_batches
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear, QuantParts
 from openclaw_opt.models.plain import on_grid
 from openclaw_opt.models.schemes import BLOCKED, SCALES_INPUTS, SWEEPS, Scheme
+from openclaw_opt.models.smoothing import smooth
 from openclaw_opt.numerics.grid import Grid
 from openclaw_opt.numerics.microscaling import fake_quantize_nvfp4, global_scale_of, quantize_nvfp4
 from openclaw_opt.numerics.quantization import (
@@ -52,7 +53,7 @@ def config_of(scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
                 {"quantizer_name": f"{name}.input_quantizer", "cfg": _filled(scheme.row.input, scheme.block)}
             )
     algorithm: Any = "max"
-    if scheme.algorithm == "smoothquant":
+    if scheme.algorithm == "smoothquant" and not scheme.smooths_tokens:
         algorithm = {"method": "smoothquant", "alpha": scheme.alpha}
     elif scheme.algorithm in SCALES_INPUTS:
         algorithm = {"method": "awq_lite", "alpha_step": 0.1}
@@ -84,6 +85,7 @@ def calibrated(
         warnings.filterwarnings("ignore", message=r"transformers .* is not tested")
         import modelopt.torch.quantization as mtq
 
+    own = scheme.smooths_tokens
     sweeps, out, err, done = SWEEPS[scheme.algorithm], sys.stdout, sys.stderr, 0
 
     def report(part: float, text: str) -> None:
@@ -96,9 +98,13 @@ def calibrated(
         run_batches(model, calibration, report, scheme.algorithm)
         done += 1
 
-    smooth = [module.get_submodule(name) for name in names] if scheme.algorithm == "smoothquant" else []
-    with quiet_modelopt() as said, blocks_on_cpu(), torch.no_grad(), stand_ins(smooth):
-        mtq.quantize(module, config_of(scheme, names), forward_loop=forward if scheme.needs_data else None)
+    smoothed = [module.get_submodule(name) for name in names] if scheme.algorithm == "smoothquant" and not own else []
+    with quiet_modelopt() as said, blocks_on_cpu(), torch.no_grad(), stand_ins(smoothed):
+        mtq.quantize(module, config_of(scheme, names), forward_loop=forward if scheme.needs_data and not own else None)
+        if own:
+            assert calibration is not None
+            assert scheme.alpha is not None
+            smooth(module, names, scheme.alpha, calibration, report)
     return [str(warning.message) for warning in said if any(name in str(warning.message) for name in names)]
 
 

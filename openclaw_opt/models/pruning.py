@@ -1,7 +1,8 @@
-"""Structured pruning of the canonical decoder: cut what ranks last (`models.importance`), slice the weights, prove the slices.
+"""Structured pruning of a decoder or an encoder: cut what ranks last (`models.importance`), slice the weights, prove the slices.
 
-The proof: the decoder with the removed parts set to zero (columns of down and o; both branches of a removed layer; removed
-channels of the hidden states, see `models.hidden`) and the shrunk one give the same hidden states and logits within TOLERANCE.
+The proof: the model with the removed parts set to zero (columns of down and o; both branches of a removed layer; removed
+channels of the hidden states, see `models.hidden`) and the shrunk one give the same hidden states, and the same logits or
+embeddings, within TOLERANCE. A removed layer of an encoder is passed by instead: its norms stand after its branches.
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from openclaw_opt.errors import VerificationError
-from openclaw_opt.models.calibrate import Batch, Calibration, Progress, decoder_batch, layer_outputs
+from openclaw_opt.models.blocks import Block, Passed, Prunable, blocks_of, empty_like, layer_names, stack_of
+from openclaw_opt.models.calibrate import (
+    Batch,
+    Calibration,
+    Progress,
+    decoder_batch,
+    layer_outputs,
+    sentence_batches,
+)
 from openclaw_opt.models.decoder import Decoder, Layer
 from openclaw_opt.models.hidden import hidden_scores, mask_hidden, narrowed
-from openclaw_opt.models.importance import Importance, Scores, block_importance, layers_of, least_important, rank
-from openclaw_opt.models.spec import DecoderSpec, LayerSpec
+from openclaw_opt.models.importance import Importance, Scores, block_importance, least_important, rank
+from openclaw_opt.models.linear import replace_layer
+from openclaw_opt.models.spec import DecoderSpec, LayerSpec, Sized
 from openclaw_opt.numerics.quantization import relative_difference
 
 TOLERANCE = 1e-4
@@ -49,29 +59,25 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def shrink(decoder: Decoder, cuts: Mapping[int, Cut]) -> Decoder:
-    """A decoder of the layers in `cuts`, in their order, each with what its cut keeps. Weights are copies."""
-    old = layers_of(decoder)
-    spec = decoder.spec.model_copy(update={"layers": tuple(cut.sizes(old[i].sizes) for i, cut in cuts.items())})
-    with torch.device("meta"):
-        made = Decoder(spec)
-    state = {name: value for name, value in decoder.state_dict().items() if not name.startswith("layers.")}
+def shrink(model: Prunable, cuts: Mapping[int, Cut]) -> Prunable:
+    """A model of the layers in `cuts`, in their order, each with what its cut keeps. Weights of layers are copies."""
+    old, stack = blocks_of(model), stack_of(model)
+    layers = tuple(cut.sizes(old[i].sizes) for i, cut in cuts.items())
+    made = empty_like(model, model.spec.model_copy(update={"layers": layers}))
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{stack}.")}
     for new, (i, cut) in enumerate(cuts.items()):
-        state |= {f"layers.{new}.{name}": value for name, value in _sliced(old[i], cut).items()}
+        state |= {f"{stack}.{new}.{name}": value for name, value in _sliced(old[i], cut).items()}
     made.load_state_dict(state, assign=True)
-    made.tie()
+    if isinstance(made, Decoder):
+        made.tie()
     return made.eval().requires_grad_(False)
 
 
-def _sliced(layer: Layer, cut: Cut) -> dict[str, Tensor]:
-    sizes, dim = layer.sizes, layer.spec.head_dim
-    heads = torch.cat((cut.q, sizes.q_heads + cut.kv, sizes.q_heads + sizes.kv_heads + cut.kv))
-    wide = torch.cat((cut.ffn, sizes.ffn + cut.ffn)) if layer.spec.gated else cut.ffn
-    rows = {"qkv": _elements(heads, dim), "gate_up": wide, "up": wide}
-    columns = {"o": _elements(cut.q, dim), "down": cut.ffn}
+def _sliced(block: Block, cut: Cut) -> dict[str, Tensor]:
+    rows, columns = block.rows(cut.q, cut.kv, cut.ffn), block.columns(cut.q, cut.ffn)
     made = {}
-    for name, value in layer.state_dict().items():
-        part, kind = name.split(".")
+    for name, value in block.module.state_dict().items():
+        part, _, kind = name.rpartition(".")
         if part in rows:
             value = value[rows[part]]
         elif part in columns and kind == "weight":
@@ -80,25 +86,28 @@ def _sliced(layer: Layer, cut: Cut) -> dict[str, Tensor]:
     return made
 
 
-def _elements(heads: Tensor, head_dim: int) -> Tensor:
-    """Indices of every element of `heads`, head-major."""
-    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
-
-
-def mask(decoder: Decoder, cuts: Mapping[int, Cut]) -> None:
+def mask(model: Prunable, cuts: Mapping[int, Cut]) -> None:
     """Set what `cuts` removes to zero, in place, without changing a shape."""
-    for i, layer in enumerate(layers_of(decoder)):
+    for i, block in enumerate(blocks_of(model)):
         if i in cuts:
-            _zero_columns(layer.o, _elements(cuts[i].q, layer.spec.head_dim))
-            _zero_columns(layer.down, cuts[i].ffn)
-            continue
-        for part in (layer.o, layer.down):
-            _zero_columns(part, torch.empty(0, dtype=torch.long))
-            part.bias = None if part.bias is None else nn.Parameter(torch.zeros_like(part.bias), requires_grad=False)
-        if layer.spec.post_norms:
-            for norm in (layer.norm_post_attn, layer.norm_post_mlp):
-                norm.weight = nn.Parameter(torch.zeros_like(norm.weight), requires_grad=False)
-                assert norm.bias is None
+            for part, kept in block.columns(cuts[i].q, cuts[i].ffn).items():
+                _zero_columns(block.linear(part), kept)
+        elif isinstance(model, Decoder):
+            _zero_branches(block)
+        else:
+            replace_layer(model, block.name, Passed())  # its norms stand after its branches, and would stay
+
+
+def _zero_branches(block: Block) -> None:
+    layer = block.module
+    assert isinstance(layer, Layer)
+    for part in (layer.o, layer.down):
+        _zero_columns(part, torch.empty(0, dtype=torch.long))
+        part.bias = None if part.bias is None else nn.Parameter(torch.zeros_like(part.bias), requires_grad=False)
+    if layer.spec.post_norms:
+        for norm in (layer.norm_post_attn, layer.norm_post_mlp):
+            norm.weight = nn.Parameter(torch.zeros_like(norm.weight), requires_grad=False)
+            assert norm.bias is None
 
 
 def _zero_columns(linear: nn.Linear, kept: Tensor) -> None:
@@ -108,13 +117,14 @@ def _zero_columns(linear: nn.Linear, kept: Tensor) -> None:
 
 
 def prove(
-    original: Decoder,
-    shrunk: Decoder,
+    original: Prunable,
+    shrunk: Prunable,
     cuts: Mapping[int, Cut],
     calibration: Calibration | None,
     hidden: Tensor | None = None,
 ) -> float:
-    """Mask `original` (in place) and compare: the largest relative difference of hidden states and logits.
+    """Mask `original` (in place) and compare: the largest relative difference of hidden states and of logits
+    or embeddings.
 
     Args:
         hidden: channels of the hidden states that stay; None for all.
@@ -122,11 +132,13 @@ def prove(
     Raises:
         VerificationError: it is above TOLERANCE; the first layer (of the original) where it is, is named.
     """
-    wanted, probe = [f"layers.{i}" for i in cuts] + ["head"], _probe(original.spec, calibration)
+    probe, names = _probe(original, calibration), layer_names(original)
     mask(original, cuts)
     if hidden is not None:
+        assert isinstance(original, Decoder), "check refuses it for encoders"
         mask_hidden(original, hidden)
-    before = dict(layer_outputs(original, probe))
+    outputs = layer_outputs(original, probe)
+    before, wanted = dict(outputs), [*(names[i] for i in cuts), outputs[-1][0]]
     worst = 0.0
     for name, (_, made) in zip(wanted, layer_outputs(shrunk, probe), strict=True):
         known = before[name] if hidden is None or name == "head" else before[name][..., hidden]
@@ -141,29 +153,35 @@ def prove(
     return worst
 
 
-def _probe(spec: DecoderSpec, calibration: Calibration | None) -> Batch:
+def _probe(model: Prunable, calibration: Calibration | None) -> Batch:
     """The batch the proof runs on: the first of the calibration data, or random tokens."""
     if calibration is not None:
         return calibration.batches[0]
-    shape = (4, min(64, spec.context))
-    return decoder_batch(torch.randint(spec.vocab, shape, generator=torch.Generator().manual_seed(0)))
+    shape, spec = (4, min(64, model.spec.context or 64)), model.spec
+    assert spec.vocab is not None
+    ids = torch.randint(spec.vocab, shape, generator=torch.Generator().manual_seed(0))
+    if isinstance(spec, DecoderSpec):
+        return decoder_batch(ids)
+    lengths = torch.arange(shape[1] - shape[0], shape[1]) + 1
+    (batch,) = sentence_batches(ids, (torch.arange(shape[1]) < lengths[:, None]).long(), shape[0])
+    return batch
 
 
-def parameters_of(decoder: Decoder) -> int:
+def parameters_of(model: nn.Module) -> int:
     """Elements of all parameters; shared ones count once."""
-    return sum(value.numel() for value in decoder.parameters())
+    return sum(value.numel() for value in model.parameters())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do to a decoder: how many layers go, what sizes the others get, and how parts are ranked."""
+    """What to do to a model: how many layers go, what sizes the others get, and how parts are ranked."""
 
     drop: int
     sizes: Callable[[LayerSpec], LayerSpec]
     """Sizes of a layer before → after."""
     importance: Importance
     narrows: bool
-    widths: Callable[[DecoderSpec, list[Scores]], list[int]] | None = None
+    widths: Callable[[Sized, list[Scores]], list[int]] | None = None
     """FFN widths of the layers that stay, from the spec with the other cuts made and those layers' scores; None: as `sizes` says."""
     hidden: int | None = None
     """Channels of the hidden states that stay; None for all."""
@@ -171,9 +189,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pruned:
-    """The shrunk decoder, what stays of which layer of the original, and the numbers behind it."""
+    """The shrunk model, what stays of which layer of the original, and the numbers behind it."""
 
-    decoder: Decoder
+    model: Prunable
     cuts: dict[int, Cut]
     block_importance: list[float]
     """Of every layer of the original; empty where no layer goes."""
@@ -185,29 +203,31 @@ class Pruned:
     """Share of their importance that stays."""
 
 
-def prune_decoder(decoder: Decoder, plan: Plan, calibration: Calibration | None, progress: Progress) -> Pruned:
-    """Rank and shrink. The proof is `prove`, with a decoder that `mask` may change."""
-    before = layers_of(decoder)
+def prune_model(model: Prunable, plan: Plan, calibration: Calibration | None, progress: Progress) -> Pruned:
+    """Rank and shrink. The proof is `prove`, with a model that `mask` may change."""
+    before = blocks_of(model)
     importance: list[float] = []
     if plan.drop:
         assert calibration is not None
-        importance = block_importance(decoder, calibration, lambda part, text: progress(part / 3, text))
+        importance = block_importance(model, calibration, lambda part, text: progress(part / 3, text))
     dropped = least_important(importance, plan.drop)
     by = plan.importance if plan.narrows else "magnitude"
-    scores = rank(decoder, by, calibration, lambda part, text: progress((1 + part) / 3, text))
+    scores = rank(model, by, calibration, lambda part, text: progress((1 + part) / 3, text))
     stay = [i for i in range(len(before)) if i not in dropped]
-    sizes = dict(zip(stay, _sizes(decoder.spec, plan, stay, scores), strict=True))
+    sizes = dict(zip(stay, _sizes(model.spec, plan, stay, scores), strict=True))
     cuts = {i: choose(scores[i], before[i].sizes, sizes[i]) for i in stay}
     kept = {i: (_share(scores[i].ffn, cut.ffn), _share(scores[i].heads, cut.q)) for i, cut in cuts.items()}
-    shrunk = shrink(decoder, cuts)
+    shrunk = shrink(model, cuts)
     if plan.hidden is None:
         return Pruned(shrunk, cuts, importance, kept)
-    channels = hidden_scores(decoder, plan.importance, calibration, lambda part, text: progress((2 + part) / 3, text))
+    assert isinstance(model, Decoder), "check refuses it for encoders"
+    assert isinstance(shrunk, Decoder)
+    channels = hidden_scores(model, plan.importance, calibration, lambda part, text: progress((2 + part) / 3, text))
     hidden = _top(channels, plan.hidden)
     return Pruned(narrowed(shrunk, hidden), cuts, importance, kept, hidden, _share(channels, hidden))
 
 
-def _sizes(spec: DecoderSpec, plan: Plan, stay: Sequence[int], scores: Sequence[Scores]) -> tuple[LayerSpec, ...]:
+def _sizes(spec: Sized, plan: Plan, stay: Sequence[int], scores: Sequence[Scores]) -> tuple[LayerSpec, ...]:
     """Of the layers that stay."""
     layers = tuple(plan.sizes(spec.layers[i]) for i in stay)
     if plan.widths is None:

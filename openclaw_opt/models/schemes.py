@@ -43,12 +43,13 @@ ROWS: dict[str, Row] = {
     ),
 }
 BLOCKED = ("int4", "uint4", "nvfp4")
-Algorithm = Literal["max", "rtn", "smoothquant", "awq", "awq_full", "gptq", "awq_gptq"]
+Algorithm = Literal["max", "rtn", "smoothquant", "smoothquant_gptq", "awq", "awq_full", "gptq", "awq_gptq"]
 PLAIN: tuple[Algorithm, ...] = ("max", "rtn")
 SCALES_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "awq_gptq")
 """Algorithms that begin with AWQ's search for input factors."""
+SMOOTHS: tuple[Algorithm, ...] = ("smoothquant", "smoothquant_gptq")
 SWEEPS: dict[Algorithm, int] = {
-    "max": 1, "rtn": 1, "smoothquant": 1, "awq": 2, "awq_full": 2, "gptq": 1, "awq_gptq": 2
+    "max": 1, "rtn": 1, "smoothquant": 1, "smoothquant_gptq": 1, "awq": 2, "awq_full": 2, "gptq": 1, "awq_gptq": 2
 }  # fmt: skip
 """How often each algorithm runs the calibration data."""
 
@@ -84,12 +85,17 @@ class Scheme:
 
     @property
     def compensates(self) -> bool:
-        return self.algorithm in ("gptq", "awq_gptq")
+        return self.algorithm in ("gptq", "awq_gptq", "smoothquant_gptq")
 
     @property
     def may_scale_inputs(self) -> bool:
         """May layers multiply their inputs with factors?"""
-        return self.algorithm in ("smoothquant", *SCALES_INPUTS)
+        return self.algorithm in (*SMOOTHS, *SCALES_INPUTS)
+
+    @property
+    def smooths_tokens(self) -> bool:
+        """Are input factors our own SmoothQuant's? modelopt's refuses scales a token."""
+        return self.algorithm in SMOOTHS and self.row.dynamic
 
     @property
     def uses_inputs(self) -> bool:

@@ -1,20 +1,28 @@
-"""Sizes of a decoder from its spec alone, without torch: what a plan can be held to before any work."""
+"""Sizes of a decoder or a BERT-family encoder from its spec alone, without torch: what a plan can be held to before any work."""
 
 from __future__ import annotations
 
 from openclaw_opt.artifacts import KvShape
-from openclaw_opt.models.spec import DecoderSpec, LayerSpec
+from openclaw_opt.models.spec import DecoderSpec, HfSpec, LayerSpec, Sized
+
+ENCODER_LAYERS = "model.encoder.layer"
+ENCODER_HEADS = ("attention.self.query", "attention.self.key", "attention.self.value")
+ENCODER_O, ENCODER_WIDE, ENCODER_DOWN = "attention.output.dense", "intermediate.dense", "output.dense"
+"""Where Hugging Face's BERT has its layers, and the linears of one."""
 
 
-def linears(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
-    """Every linear layer → outputs and inputs of its weight, the head last."""
+def linears(spec: Sized) -> dict[str, tuple[int, int]]:
+    """Every linear layer → outputs and inputs of its weight; a decoder's head last."""
     found: dict[str, tuple[int, int]] = {}
+    stack = ENCODER_LAYERS if isinstance(spec, HfSpec) else "layers"
     for i, layer in enumerate(spec.layers):
-        found |= {f"layers.{i}.{name}": shape for name, shape in _of_layer(spec, layer).items()}
-    return {**found, "head": (spec.vocab, spec.hidden)}
+        found |= {f"{stack}.{i}.{name}": shape for name, shape in _of_layer(spec, layer).items()}
+    return found if isinstance(spec, HfSpec) else {**found, "head": (spec.vocab, spec.hidden)}
 
 
-def _of_layer(spec: DecoderSpec, layer: LayerSpec) -> dict[str, tuple[int, int]]:
+def _of_layer(spec: Sized, layer: LayerSpec) -> dict[str, tuple[int, int]]:
+    if isinstance(spec, HfSpec):
+        return _of_encoder(spec, layer)
     heads, wide = layer.q_heads * spec.head_dim, (2 if spec.gated else 1) * layer.ffn
     return {
         "qkv": ((layer.q_heads + 2 * layer.kv_heads) * spec.head_dim, spec.hidden),
@@ -24,19 +32,31 @@ def _of_layer(spec: DecoderSpec, layer: LayerSpec) -> dict[str, tuple[int, int]]
     }
 
 
-def parameters(spec: DecoderSpec) -> int:
+def _of_encoder(spec: HfSpec, layer: LayerSpec) -> dict[str, tuple[int, int]]:
+    hidden, heads = spec.hidden or 0, layer.q_heads * (spec.head_dim or 0)
+    rows = {name: (heads, hidden) for name in ENCODER_HEADS}
+    return {**rows, ENCODER_O: (hidden, heads), ENCODER_WIDE: (layer.ffn, hidden), ENCODER_DOWN: (hidden, layer.ffn)}
+
+
+def parameters(spec: Sized) -> int:
     """Elements of all parameters; a tied head counts once."""
-    matrices = sum(n * k for name, (n, k) in linears(spec).items() if not (spec.tied and name == "head"))
+    tied = isinstance(spec, DecoderSpec) and spec.tied
+    matrices = sum(n * k for name, (n, k) in linears(spec).items() if not (tied and name == "head"))
     return matrices + tables(spec) + vectors(spec)
 
 
-def tables(spec: DecoderSpec) -> int:
-    """Elements of what is gathered from: embeddings of tokens and positions."""
+def tables(spec: Sized) -> int:
+    """Elements of what is gathered from: embeddings of tokens, of positions and of token types."""
+    if isinstance(spec, HfSpec):
+        return ((spec.vocab or 0) + (spec.context or 0) + spec.types) * (spec.hidden or 0)
     return (spec.vocab + (spec.context if spec.learned_positions else 0)) * spec.hidden
 
 
-def vectors(spec: DecoderSpec) -> int:
+def vectors(spec: Sized) -> int:
     """Elements of norms and biases."""
+    if isinstance(spec, HfSpec):
+        biases = sum(n for n, _ in linears(spec).values())
+        return biases + 2 * (spec.hidden or 0) * (1 + 2 * len(spec.layers))
     each = 2 if spec.norm == "layer" else 1
     count = each * spec.hidden
     for layer in spec.layers:

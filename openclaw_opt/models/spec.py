@@ -40,7 +40,7 @@ class RopeSpec(Facts):
 
 
 class LayerSpec(Facts):
-    """Sizes of one decoder layer; pruning makes them differ from layer to layer."""
+    """Sizes of one layer of a decoder or an encoder; pruning makes them differ from layer to layer."""
 
     q_heads: int
     kv_heads: int
@@ -114,6 +114,15 @@ class HfSpec(Facts):
     """A sentence encoder: the graph has a pooled, L2-normalised `embedding` output."""
     pooling: Literal["mean", "cls", "max"] = "mean"
     normalize: bool = True
+    layers: tuple[LayerSpec, ...] = ()
+    """Of BERT-family encoders, each head with a key and value of its own; empty where the model's layers are not known."""
+    head_dim: int | None = None
+    types: int = 0
+    """Rows of the table of token types."""
+
+
+Sized = DecoderSpec | HfSpec
+"""What states sizes of its layers."""
 
 
 class LayerQuant(Facts):

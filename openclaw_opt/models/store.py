@@ -21,7 +21,7 @@ from openclaw_opt.artifacts import FloatType, Model, Task
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.linear import QuantConv2d, QuantLinear, quantized_layers, replace_layer
-from openclaw_opt.models.spec import DecoderSpec, LayerQuant, ModelFacts, read_facts, write_facts
+from openclaw_opt.models.spec import DecoderSpec, HfSpec, LayerQuant, ModelFacts, read_facts, write_facts
 from openclaw_opt.models.tensor_file import Read, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -67,6 +67,8 @@ def save_model(module: nn.Module, facts: ModelFacts, folder: Path, assets_from: 
     changes: dict[str, object] = {"quant": quantized_layers(module), "dtype": float_type(module)}
     if isinstance(module, Decoder):
         changes["decoder"] = module.spec
+    elif isinstance(spec := getattr(module, "spec", None), HfSpec):
+        changes["hf"] = spec
     _save({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
     write_facts(model, facts.model_copy(update=changes))
     return model

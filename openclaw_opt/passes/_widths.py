@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from openclaw_opt.models.spec import DecoderSpec
+from openclaw_opt.models.spec import Sized
 
 Allocation = Literal["even", "sensitivity"]
-Meets = Callable[[DecoderSpec], bool]
+Meets = Callable[[Sized], bool]
 ROUNDING = 1e-9  # (1 - 0.3) * 10 is 7.000000000000001 in floating point, and means 7
 
 
@@ -21,18 +21,18 @@ def remaining(count: int, fraction: float | None, multiple: int = 1) -> int:
     return min(count, max(1, ceil((1 - fraction) * count / multiple - ROUNDING)) * multiple)
 
 
-def with_widths(spec: DecoderSpec, widths: Sequence[int]) -> DecoderSpec:
+def with_widths(spec: Sized, widths: Sequence[int]) -> Sized:
     """The spec with these FFN widths."""
     layers = (layer.model_copy(update={"ffn": width}) for layer, width in zip(spec.layers, widths, strict=True))
     return spec.model_copy(update={"layers": tuple(layers)})
 
 
-def least(spec: DecoderSpec, multiple: int) -> DecoderSpec:
+def least(spec: Sized, multiple: int) -> Sized:
     """The narrowest that may become of it."""
     return with_widths(spec, [min(layer.ffn, multiple) for layer in spec.layers])
 
 
-def even(spec: DecoderSpec, multiple: int, meets: Meets) -> list[int] | None:
+def even(spec: Sized, multiple: int, meets: Meets) -> list[int] | None:
     """Widths by the smallest common fraction that meets the goal; None where none does."""
     counts = [layer.ffn for layer in spec.layers]
     steps = sorted({1 - kept / count for count in counts for kept in range(multiple, count, multiple)})
@@ -52,9 +52,7 @@ class Step:
     gone: int
 
 
-def by_sensitivity(
-    spec: DecoderSpec, multiple: int, meets: Meets, scores: Sequence[Sequence[float]]
-) -> list[int] | None:
+def by_sensitivity(spec: Sized, multiple: int, meets: Meets, scores: Sequence[Sequence[float]]) -> list[int] | None:
     """Widths that lose least: the steps with the least loss a channel go first, over all layers, until the goal is met.
 
     Every channel costs the same, and within a layer each step loses at least as much a channel as the one before, so no

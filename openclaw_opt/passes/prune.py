@@ -1,4 +1,4 @@
-"""prune: whole FFN channels, attention heads, layers and hidden channels out of a decoder; the smaller model runs on any engine as it is."""
+"""prune: whole FFN channels, attention heads and layers out of a decoder or an encoder; the smaller model runs on any engine as it is."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from openclaw_opt.passes._widths import Meets, by_sensitivity, even, least, rema
 from openclaw_opt.targets import Target
 
 if TYPE_CHECKING:
+    from openclaw_opt.models.blocks import Prunable
     from openclaw_opt.models.decoder import Decoder
     from openclaw_opt.models.importance import Scores
     from openclaw_opt.models.pruning import Plan
-    from openclaw_opt.models.spec import DecoderSpec, LayerSpec, ModelFacts
+    from openclaw_opt.models.spec import LayerSpec, ModelFacts, Sized
     from openclaw_opt.models.trimming import Vocabulary
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -30,12 +31,16 @@ GPU_MULTIPLE, CPU_MULTIPLE = 64, 32
 class Prune(Pass):
     """Remove what matters least, layer by layer, and shrink the weights.
 
+    Takes decoders, and BERT-family encoders (`ffn`, `heads`, `layers` and `to`).
+
     Proof that goes with it: the model with the removed parts set to zero gives the same outputs as the shrunk one. Layers may
     end up with different widths: model.json, graphs and engines hold that, a Hugging Face config.json does not.
     """
 
     kind: ClassVar[Kind] = "lossy"
-    summary: ClassVar[str] = "remove FFN channels, attention heads, hidden channels or whole layers of a decoder"
+    summary: ClassVar[str] = (
+        "remove FFN channels, attention heads or whole layers, of decoders hidden channels and tokens too"
+    )
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     reads: ClassVar[tuple[str, ...]] = ("target", "calibration")
     essential: ClassVar[tuple[str, ...]] = ("ffn", "heads", "query_heads", "layers", "hidden", "vocabulary", "to")
@@ -43,9 +48,9 @@ class Prune(Pass):
     ffn: Fraction | None = None
     """Fraction of each layer's FFN channels to remove."""
     heads: Fraction | None = None
-    """Fraction of each layer's key/value groups to remove, each with all its query heads."""
+    """Fraction of each layer's key/value groups to remove, each with all its query heads; of an encoder, of its heads."""
     query_heads: Fraction | None = None
-    """Fraction of the query heads of each remaining group to remove; the key/value cache keeps its size."""
+    """Fraction of the query heads of each remaining group to remove; the key/value cache keeps its size. Decoders only."""
     layers: Annotated[int, Field(gt=0)] | None = None
     """How many whole layers to remove: those that change their input least on calibration data."""
     hidden: Fraction | None = None
@@ -86,10 +91,10 @@ class Prune(Pass):
         return self.round_to or (GPU_MULTIPLE if target.is_gpu else CPU_MULTIPLE)
 
     def check(self, view: View) -> list[Complaint]:
-        from openclaw_opt.models.spec import DecoderSpec
-
-        if not isinstance(view.spec, DecoderSpec):
-            return [Complaint(f"prune takes decoders, {view.spec.architecture} is a model for {view.spec.task}")]
+        if not view.spec.layers:
+            name = getattr(view.spec, "architecture", view.spec.family)
+            what = f"prune takes decoders and BERT-family encoders, {name} is a model for {view.spec.task}"
+            return [Complaint(what, fix="leave prune out; quantize makes such a model smaller")]
         words = [earlier.word for earlier in view.earlier]
         if "quantize" in words:
             return [Complaint("quantized weights cannot be pruned", fix="put prune before quantize")]
@@ -130,11 +135,11 @@ class Prune(Pass):
             ]
         return []
 
-    def cut(self, spec: DecoderSpec, stay: Sequence[int], target: Target) -> DecoderSpec:
+    def cut(self, spec: Sized, stay: Sequence[int], target: Target) -> Sized:
         """The spec after every cut but that of `to`, with the layers in `stay`."""
         multiple = self.multiple(target)
         layers = tuple(self.kept(spec.layers[i], multiple) for i in stay)
-        return spec.model_copy(update={"layers": layers, "hidden": remaining(spec.hidden, self.hidden, multiple)})
+        return spec.model_copy(update={"layers": layers, "hidden": remaining(spec.hidden or 0, self.hidden, multiple)})
 
     def kept(self, sizes: LayerSpec, multiple: int) -> LayerSpec:
         """A layer's sizes after the cut; with `sensitivity` or `to`, but for its FFN."""
@@ -145,7 +150,7 @@ class Prune(Pass):
 
     def run(self, source: Model, work: Work) -> Done[Model]:
         from openclaw_opt.models.calibrate import load_calibration
-        from openclaw_opt.models.pruning import parameters_of, prove, prune_decoder
+        from openclaw_opt.models.pruning import parameters_of, prove, prune_model
         from openclaw_opt.models.spec import read_facts
         from openclaw_opt.models.store import save_model
         from openclaw_opt.models.trimming import assets_of, prove_rows, with_rows
@@ -156,41 +161,40 @@ class Prune(Pass):
         reader = source if words is None else assets_of(source, work.folder, words.trimmed, facts.task)
         batches = None if data is None else load_calibration(data, facts, reader, work.data_cache, self.batch_size)
         whole = _open(source)
-        decoder = whole if words is None else with_rows(whole, words.kept)
-        made = prune_decoder(
-            decoder, self._plan(spec, work), batches, lambda part, text: work.progress(0.8 * part, text)
-        )
+        model = whole if words is None else with_rows(_decoder(whole), words.kept)
+        made = prune_model(model, self._plan(spec, work), batches, lambda part, text: work.progress(0.8 * part, text))
         work.progress(0.8, "proving that masked and shrunk agree")
-        before, after = parameters_of(whole), parameters_of(made.decoder)
+        before, after = parameters_of(whole), parameters_of(made.model)
         rows = None
         if words is not None:
             assert batches is not None, "check refuses a vocabulary without data"
-            rows = prove_rows(whole, decoder, words.kept, batches.batches[0])
-        again = _open(source) if words is None else with_rows(_open(source), words.kept)
-        proof = prove(again, made.decoder, made.cuts, batches, made.hidden)
+            rows = prove_rows(_decoder(whole), _decoder(model), words.kept, batches.batches[0])
+        again = _open(source) if words is None else with_rows(_decoder(_open(source)), words.kept)
+        proof = prove(again, made.model, made.cuts, batches, made.hidden)
         share = f"{before:,} → {after:,} parameters ({after / before - 1:+.1%})"
-        sentence = f"{changes(spec, made.decoder.spec)}; {share}"
-        noted = facts.model_copy(update={"notes": (*facts.notes, sentence), "decoder": made.decoder.spec})
+        sentence = f"{changes(spec, made.model.spec)}; {share}"
+        noted = facts.model_copy(update={"notes": (*facts.notes, sentence)})
+        said = "logits" if facts.task == "decoder" else "embeddings"
         details = {
             "parameters": after,
             "parameters_before": before,
             "widths": widths(spec, made),
             "removed_layers": [i for i in range(len(spec.layers)) if i not in made.cuts],
             "block_importance": made.block_importance,
-            "hidden": [spec.hidden, made.decoder.spec.hidden],
+            "hidden": [spec.hidden, made.model.spec.hidden],
             "hidden_importance_kept": round(made.hidden_kept, 6),
-            "goal": self._goal(spec, made.decoder.spec, work),
-            "proof": {"what": "hidden states and logits, masked against shrunk", "largest_difference": proof},
+            "goal": self._goal(spec, made.model.spec, work),
+            "proof": {"what": f"hidden states and {said}, masked against shrunk", "largest_difference": proof},
             "vocabulary": {}
             if words is None
             else {"before": words.before, "used": words.used, "after": len(words.kept), "largest_difference": rows},
         }
-        model = save_model(made.decoder, noted, work.folder, source.assets)
+        saved = save_model(made.model, noted, work.folder, source.assets)
         if words is not None:
             assets_of(source, work.folder, words.trimmed, facts.task)
-        return Done(model, changed=sentence, count=before - after, details=details)
+        return Done(saved, changed=sentence, count=before - after, details=details)
 
-    def _trimmed(self, source: Model, spec: DecoderSpec, work: Work) -> Vocabulary | None:
+    def _trimmed(self, source: Model, spec: Sized, work: Work) -> Vocabulary | None:
         """The smaller vocabulary; None where it stays."""
         from openclaw_opt.models.trimming import vocabulary_of
 
@@ -199,22 +203,23 @@ class Prune(Pass):
         assert work.calibration is not None, "check refuses a vocabulary without data"
         work.progress(0.0, "looking which tokens are used")
         multiple = self.multiple(work.target)
+        assert spec.vocab is not None
         rows = None if isinstance(self.vocabulary, str) else remaining(spec.vocab, self.vocabulary, multiple)
         return vocabulary_of(source, spec.vocab, work.calibration, work.data_cache, rows, multiple)
 
-    def _goal(self, before: DecoderSpec, after: DecoderSpec, work: Work) -> dict[str, str]:
+    def _goal(self, before: Sized, after: Sized, work: Work) -> dict[str, str]:
         """What was asked and what was reached; empty without `to`."""
         if self.to is None:
             return {}
         reached = self.to.measure(after, work.target, work.backend)
         return {"asked": self.to.told(self.to.limit(before)), "reached": self.to.told(reached)}
 
-    def _plan(self, spec: DecoderSpec, work: Work) -> Plan:
+    def _plan(self, spec: Sized, work: Work) -> Plan:
         from openclaw_opt.models.pruning import Plan
 
         multiple = self.multiple(work.target)
 
-        def found(cut: DecoderSpec, scores: list[Scores]) -> list[int]:
+        def found(cut: Sized, scores: list[Scores]) -> list[int]:
             return self._widths(spec, cut, scores, work)
 
         return Plan(
@@ -223,10 +228,10 @@ class Prune(Pass):
             importance=self.importance or "activation",
             narrows=self.narrows,
             widths=found if self.to is not None or self.allocation == "sensitivity" else None,
-            hidden=None if self.hidden is None else remaining(spec.hidden, self.hidden, multiple),
+            hidden=None if self.hidden is None else remaining(spec.hidden or 0, self.hidden, multiple),
         )
 
-    def _widths(self, before: DecoderSpec, cut: DecoderSpec, scores: list[Scores], work: Work) -> list[int]:
+    def _widths(self, before: Sized, cut: Sized, scores: list[Scores], work: Work) -> list[int]:
         """FFN widths of the layers that stay. Raises RecipeError where no widths meet the goal."""
         multiple, meets = self.multiple(work.target), self._meets(before, cut, work)
         if self.allocation == "sensitivity":
@@ -240,7 +245,7 @@ class Prune(Pass):
         problem = unreachable(self.to, self.to.limit(before), closest)
         raise RecipeError(problem.what, where="prune.to", fix=problem.fix)
 
-    def _meets(self, before: DecoderSpec, cut: DecoderSpec, work: Work) -> Meets:
+    def _meets(self, before: Sized, cut: Sized, work: Work) -> Meets:
         goal = self.to
         if goal is None:
             multiple = self.multiple(work.target)
@@ -249,25 +254,31 @@ class Prune(Pass):
         limit = goal.limit(before)
         return lambda spec: goal.measure(spec, work.target, work.backend) <= limit
 
-    def _refuse(self, facts: ModelFacts, work: Work) -> DecoderSpec:
+    def _refuse(self, facts: ModelFacts, work: Work) -> Sized:
         """What `check` could not see, since earlier passes changed the model; the spec where nothing is wrong."""
-        assert facts.decoder is not None, "check refuses models without a decoder's spec"
         if facts.quant:
             name = next(iter(facts.quant))
             raise RecipeError("quantized weights cannot be pruned", where=name, fix="put prune before quantize")
         wrong = [
             RecipeError(problem.what, where=f"prune.{problem.option}", fix=problem.fix)
-            for problem in size_complaints(self, facts.decoder, work.target, work.backend)
+            for problem in size_complaints(self, facts.spec, work.target, work.backend)
         ]
         if wrong:
             raise RecipeError(f"{len(wrong)} mistakes in prune", mistakes=wrong)
-        return facts.decoder
+        return facts.spec
 
 
-def _open(model: Model) -> Decoder:
-    from openclaw_opt.models.decoder import Decoder
+def _open(model: Model) -> Prunable:
     from openclaw_opt.models.store import open_model
 
     module = open_model(model)
-    assert isinstance(module, Decoder)
-    return module
+    assert hasattr(module, "spec"), "check refuses what has no layers"
+    return module  # type: ignore[return-value]
+
+
+def _decoder(model: Prunable) -> Decoder:
+    """The same, of which only a decoder can be given here. Raises AssertionError for others."""
+    from openclaw_opt.models.decoder import Decoder
+
+    assert isinstance(model, Decoder), "check refuses a smaller vocabulary of other models"
+    return model

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from openclaw_opt.models.schemes import Job
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
-Algorithm = Literal["max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"]
+Algorithm = Literal["max", "smoothquant", "smoothquant_gptq", "rtn", "awq", "awq_full", "gptq", "awq_gptq"]
 Ranges = Literal["max", "percentile", "mse", "entropy"]
 
 ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "int8": ("smoothquant", "max"),
-    "int8_per_token": ("max", "gptq"),
+    "int8_per_token": ("max", "gptq", "smoothquant", "smoothquant_gptq"),
     "int8_weight_only": ("max", "gptq"),
     "int4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
     "uint4": ("gptq", "awq_gptq", "awq_full", "awq", "rtn"),
@@ -49,8 +49,9 @@ RANGES: dict[str, tuple[Ranges, ...]] = {
     "nvfp4": ("max",),
 }
 """How ranges may be found. Entropy needs levels of equal width; NVFP4 finds the scales of its blocks when it runs."""
-ON_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "gptq", "awq_gptq")
-COMPENSATES: tuple[Algorithm, ...] = ("gptq", "awq_gptq")
+SMOOTHS: tuple[Algorithm, ...] = ("smoothquant", "smoothquant_gptq")
+ON_INPUTS: tuple[Algorithm, ...] = ("awq", "awq_full", "gptq", "awq_gptq", *SMOOTHS)
+COMPENSATES: tuple[Algorithm, ...] = ("gptq", "awq_gptq", "smoothquant_gptq")
 NEEDS_DATA = frozenset({"int8", "fp8", "nvfp4"})
 SMOOTHQUANT_TOKENS = 1024
 DEFAULT_ALPHA, DEFAULT_DAMPING, DEFAULT_SWEEPS = 0.5, 0.01, 2
@@ -91,10 +92,10 @@ class Quantize(Pass):
     """auto: bytes of the weights as the engine holds them (`size`, the default), or the roofline time of a decode step."""
     held_back: Annotated[float, Field(gt=0, lt=1)] | None = None
     """auto: the share of the calibration samples that the choice is measured on and nothing else looks at. Default 0.5."""
-    algorithm: Literal["auto", "max", "smoothquant", "rtn", "awq", "awq_full", "gptq", "awq_gptq"] = "auto"
-    """How weights are rounded. int8: smoothquant, max; int8_per_token, int8_weight_only: max, gptq; fp8, nvfp4: max;
-    int4, uint4: gptq (ranges clipped, errors made up for by later columns), awq_gptq (after awq's factors), awq_full (factors and
-    clipped ranges), awq (factors), rtn.
+    algorithm: Literal["auto"] | Algorithm = "auto"
+    """How weights are rounded. int8: smoothquant, max; int8_weight_only: max, gptq; int8_per_token: these, smoothquant and
+    smoothquant_gptq (gptq after its factors); fp8, nvfp4: max; int4, uint4: gptq (ranges clipped, errors made up for by later
+    columns), awq_gptq (after awq's factors), awq_full (factors and clipped ranges), awq (factors), rtn.
 
     `auto` is the first of these for decoders, and max or rtn for encoders and vision models."""
     calibration: Ranges = "max"
@@ -239,7 +240,7 @@ class Quantize(Pass):
             for option in ("damping", "act_order", "sweeps"):
                 if getattr(self, option) is not None:
                     found.append(Complaint(f"{option} has no effect with {algorithm}", option, "leave it out"))
-        if self.alpha is not None and algorithm != "smoothquant":
+        if self.alpha is not None and algorithm not in SMOOTHS:
             found.append(Complaint(f"alpha has no effect with {algorithm}", "alpha", "leave it out"))
         if self.per_channel is not None and self.format != "fp8":
             found.append(Complaint(f"per_channel has no effect with {self.format}", "per_channel", "leave it out"))
@@ -276,7 +277,7 @@ class Quantize(Pass):
                 Complaint(f"calibration data is {source.kind}, the model takes {wanted}", "", "change data.calibration")
             ]
         tokens = source.samples * source.length
-        if algorithm == "smoothquant" and wanted == "text" and tokens < SMOOTHQUANT_TOKENS:
+        if algorithm in SMOOTHS and wanted == "text" and tokens < SMOOTHQUANT_TOKENS:
             return [_too_few(tokens)]
         return []
 
@@ -361,9 +362,9 @@ class Quantize(Pass):
         return Job(
             format=self.format,
             algorithm=algorithm,
-            alpha=(DEFAULT_ALPHA if self.alpha is None else self.alpha) if algorithm == "smoothquant" else None,
+            alpha=(DEFAULT_ALPHA if self.alpha is None else self.alpha) if algorithm in SMOOTHS else None,
             block=self.block_size(),
-            least_rows=SMOOTHQUANT_TOKENS if algorithm == "smoothquant" else 0,
+            least_rows=SMOOTHQUANT_TOKENS if algorithm in SMOOTHS else 0,
             ranges=self.calibration,
             percentile=(self.percentile or DEFAULT_PERCENTILE) if self.calibration == "percentile" else None,
             damping=DEFAULT_DAMPING if self.damping is None else self.damping,

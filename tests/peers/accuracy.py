@@ -1,11 +1,14 @@
 """What every format and algorithm keeps, ours and the peers', in one run: docs/results/accuracy.md, raw numbers in accuracy.json.
 
-    python tests/peers/accuracy.py --cache FOLDER [--only WORD] [--cached] [--tasks decoder encoder vision] [--output docs/results]
+    python tests/peers/accuracy.py --cache FOLDER [--only WORD] [--merge] [--cached] [--tasks decoder encoder vision] [--output docs/results]
 
 Ours are the builds of examples/results/accuracy.py. A peer lives in a virtual environment of its own under FOLDER (accuracy_rows.py has
 the pins) and runs in its own process (accuracy_worker.py): it is given the same checkpoint and the same calibration and evaluation
 arrays, and gives back what its model says on the latter. Scores, intervals and verdicts are openclaw_opt's own code, for both sides.
 What is in FOLDER is not made again, so an interrupted run goes on where it was, and a change of the code takes a new folder.
+With `--merge`, the rows that are run take the place of those in accuracy.json, and the others stay as they are there: accuracy does
+not depend on the machine, and the page names the rows whose seconds are of another one (with `--cached`: all rows that FOLDER has).
+The page is made of accuracy.json alone.
 A peer that fails is `not measured` with its last words. On cores that others use, `OMP_NUM_THREADS=1` makes it many times faster.
 """
 
@@ -40,6 +43,7 @@ from openclaw_opt.metrics.scores import score_sequences  # noqa: E402
 from tests.peers import accuracy_page, accuracy_rows, speed  # noqa: E402
 
 WAIT_S = 1200
+NOT_RUN = "not run yet"
 
 
 class Task:
@@ -121,7 +125,7 @@ def peer(row: accuracy_rows.Row, task: Task, cache: Path, *, cached: bool = Fals
     if kept.is_file():
         return {**json.loads(kept.read_text()), **_said(row)}
     if cached:
-        return {**_said(row), "why": "not run yet"}
+        return {**_said(row), "why": NOT_RUN}
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     try:
@@ -167,7 +171,8 @@ def main() -> None:
         "--cache", type=Path, required=True, help="environments, builds and outputs; outside the repository"
     )
     parser.add_argument("--tasks", nargs="+", default=list(accuracy_rows.PEERS), choices=list(accuracy_rows.PEERS))
-    parser.add_argument("--only", default="", help="rows whose name holds this; no page is written")
+    parser.add_argument("--only", default="", help="rows whose name holds this; no page is written without --merge")
+    parser.add_argument("--merge", action="store_true", help="put these rows among those of OUTPUT/accuracy.json")
     parser.add_argument(
         "--cached", action="store_true", help="run nothing: the page of what is there, the rest `not run yet`"
     )
@@ -176,6 +181,8 @@ def main() -> None:
     cache = args.cache.absolute()
     if ROOT in (cache, *cache.parents):
         parser.error("--cache must lie outside the repository")
+    if args.merge and not (args.output / "accuracy.json").is_file():
+        parser.error("--merge needs accuracy.json in the output folder")
     found: dict[str, Any] = {}
     for kind in args.tasks:
         checkpoint = ours.checkpoint_of(kind, cache / "accuracy")
@@ -188,10 +195,26 @@ def main() -> None:
                 if why := rows[-1].get("why"):
                     print(f"  not measured: {why}", file=sys.stderr, flush=True)
         found[kind] = rows
-    if not args.only:
+    if args.merge:
+        found = {kind: [one for one in rows if one.get("why") != NOT_RUN] for kind, rows in found.items()}
+        found = accuracy_page.merged(
+            accuracy_page.kept((args.output / "accuracy.json").read_text()), found, every_row()
+        )
+    if args.merge or not args.only:
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "accuracy.json").write_text(accuracy_page.raw(found))
-        (args.output / "accuracy.md").write_text(accuracy_page.page(found))
+        text = accuracy_page.raw(found)
+        (args.output / "accuracy.json").write_text(text)
+        (args.output / "accuracy.md").write_text(accuracy_page.page(accuracy_page.kept(text)))
+
+
+def every_row() -> dict[str, list[dict[str, Any]]]:
+    """Every row that a whole run has, in its order, without numbers."""
+    import accuracy as ours
+
+    return {
+        kind: [*(ours.said(name) for name in ours.rows(kind)), *(_said(row) for row in rows)]
+        for kind, rows in accuracy_rows.PEERS.items()
+    }
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,12 +42,14 @@ DIGITS = 6
 def page(found: dict[str, list[Found]]) -> str:
     """The whole of accuracy.md."""
     done = [one for rows in found.values() for one in rows if "rows" in one]
-    machine = next((one["made"]["machine"] for one in done if one["ours"]), "")
+    machine = next(
+        (name for name, _ in Counter(one["made"]["machine"] for one in done if one["ours"]).most_common(1)), ""
+    )
     lines = [
         "# Accuracy of every format and algorithm, beside the peers",
         "",
         f"Made by `python tests/peers/accuracy.py --cache FOLDER` on {machine}, shared with other work; no number here is typed.",
-        "Raw numbers, item by item, stand in accuracy.json; definitions in [metrics.md](../metrics.md).",
+        "Raw numbers, item by item and to six digits, stand in accuracy.json, of which this page is made; definitions in [metrics.md](../metrics.md).",
         "",
         "A peer gets the same checkpoint and the same calibration and evaluation arrays, and gives back what its model says on the latter;",
         "scores are by the same code for both sides. In brackets: 95 % intervals. *Bits a weight* and *MB* count scales in 16 bits, and all",
@@ -54,6 +57,7 @@ def page(found: dict[str, list[Found]]) -> str:
         "largest values for ranges and rounding to nearest. Seconds are of a shared machine, and a peer's hold its imports and, with ONNX",
         "Runtime, the export.",
         "",
+        *elsewhere(done, machine),
         f"Versions: {', '.join(f'{name} {version}' for name, version in sorted(versions(done).items()))}.",
         "",
     ]
@@ -61,6 +65,19 @@ def page(found: dict[str, list[Found]]) -> str:
         lines += section(kind, rows)
     lines += [f"- {name}: not measured: {why}." for name, why in NOT_RUN.items()]
     return "\n".join(lines) + "\n"
+
+
+def elsewhere(done: Sequence[Found], machine: str) -> list[str]:
+    """A sentence on rows whose seconds are of another machine than the page's; none without any."""
+    named: dict[str, list[str]] = {}
+    for one in done:
+        if (other := one["made"].get("machine", machine)) != machine:
+            named.setdefault(other, []).append(one["name"].replace("_", "-"))
+    return [
+        line
+        for other, names in named.items()
+        for line in (f"Run later, on {other}, whose seconds are not those of the other rows: {'; '.join(names)}.", "")
+    ]
 
 
 def versions(done: Sequence[Found]) -> dict[str, str]:
@@ -190,6 +207,45 @@ def raw(found: dict[str, list[Found]]) -> str:
         lines = ",\n  ".join(json.dumps(_short(one), ensure_ascii=False) for one in rows)
         kinds.append(f'"{kind}": [\n  {lines}\n ]')
     return "{\n " + ",\n ".join(kinds) + "\n}\n"
+
+
+def kept(text: str) -> dict[str, list[Found]]:
+    """What `raw` wrote, its empty fields put back: as rows are before they are written, but for digits beyond the sixth."""
+    return {kind: [_whole(one) for one in rows] for kind, rows in json.loads(text).items()}
+
+
+def _whole(one: Found) -> Found:
+    rows = (
+        {"rows": [Measurement.model_validate({"unit": "", **row}).model_dump() for row in one["rows"]]}
+        if "rows" in one
+        else {}
+    )
+    empty = {"group": "", "note": "", "output_sqnr_db": None, "plain_output_sqnr_db": None}
+    return {**one, **rows, **{name: value for name, value in empty.items() if name not in one}}
+
+
+def merged(
+    before: dict[str, list[Found]], found: dict[str, list[Found]], order: dict[str, list[Found]]
+) -> dict[str, list[Found]]:
+    """The rows of an earlier page with those found now in their place, each said as `order` says it now.
+
+    Accuracy does not depend on the machine, seconds do: a row that came from elsewhere than most of the page keeps its `made.machine`,
+    and `page` names it.
+
+    Args:
+        order: every row there is, in the page's order, without numbers.
+
+    Raises:
+        ValueError: a row is in neither.
+    """
+    made = {}
+    for kind, rows in order.items():
+        old, new = ({one["name"]: one for one in side.get(kind, [])} for side in (before, found))
+        lacking = [one["name"] for one in rows if one["name"] not in old | new]
+        if lacking:
+            raise ValueError(f"{kind}: rows that are neither in accuracy.json nor run now: {', '.join(lacking)}")
+        made[kind] = [{**(old | new)[one["name"]], **one} for one in rows]
+    return made
 
 
 def _short(value: Any) -> Any:

@@ -45,6 +45,7 @@ GROUPS = {
         Group("w8a8", "int8 weights and activations, one fixed scale for a layer's input"),
         Group("w8a8-token", "int8 weights and activations, scales of inputs found as it runs"),
         Group("w8", "int8 weights, a scale a channel"),
+        Group("ffn", "a fifth of the FFN channels pruned, not trained after"),
     ),
     "vision": (Group("w8a8", "int8 weights and activations, one fixed scale for a layer's input"),),
 }
@@ -104,7 +105,7 @@ PEERS: dict[str, tuple[Row, ...]] = {
         *_rows("w8a8-token", 8, "torchao-int8-dynamic", "onnxruntime-dynamic"),
         *_rows("", 8, "onnxruntime-dynamic-defaults", note="a scale a weight; quantizes the embedding too"),
         *_rows("w8", 8, "modelopt-int8-weight-only", "torchao-int8-weight-only"),
-        *_rows("", 32, "torch_pruning-magnitude", note="a fifth of the FFN; `prune` of ours takes decoders alone"),
+        *_rows("ffn", 32, "torch_pruning-magnitude"),
     ),
     "vision": _rows("w8a8", 8, *W8A8),
 }  # fmt: skip

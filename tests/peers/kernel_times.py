@@ -1,4 +1,4 @@
-"""One layer of the 0.41 B shape in each of ONNX Runtime's low-bit kernels, in turns on one thread: `python tests/peers/kernels.py`.
+"""One layer of the 0.41 B shape in each of ONNX Runtime's low-bit kernels, in turns on one thread: `python tests/peers/kernel_times.py`.
 
 Inputs [M, 896] by weights [896, 4864], M = 1 and 64. The fastest call and the first quartile of the calls, milliseconds, and billions of
 operations (two a weight and token) a second at the fastest, which is what a busy machine disturbs least.
