@@ -222,7 +222,7 @@ without a model takes {gib(baseline)} GiB: *above* is without these.
 - AWQ and GPTQ quantize the first two of 16 layers here: all would take an hour or more. They go layer by layer as rtn does, so what
   the second needs is what each later one does.
 - The model is {gib(4 * first.parameters)} GiB in float32, the type it is held in until `export`. `load` writes it tensor by tensor, and is
-  compared with transformers' own model a layer at a time; its peak is the embedding in float32 beside what it is read from."""
+  compared with transformers' own model a layer at a time; its peak is transformers' loader, which maps the whole checkpoint in bfloat16."""
 
 
 if __name__ == "__main__":
