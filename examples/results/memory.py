@@ -42,9 +42,9 @@ CONFIG: dict[str, Any] = {
 """Llama-3.2-1B's, but for the ids of its special tokens."""
 LAYERS_A_SHARD = 4
 SAMPLES, LENGTH, BATCH = 8, 256, 4
-HALF_AN_HOUR = ["head", "layers.[2-9].*", "layers.1[0-9].*"]
+LATER_LAYERS = ["head", "layers.[2-9].*", "layers.1[0-9].*"]
 """What is kept in float where every layer would take too long: one layer is in memory at a time, the last needs what the second does."""
-ROWS: dict[str, list[str]] = {"rtn": ["head"], "awq": HALF_AN_HOUR, "gptq": HALF_AN_HOUR}
+ROWS: dict[str, list[str]] = {"rtn": ["head"], "awq": LATER_LAYERS, "gptq": LATER_LAYERS}
 """Algorithm → layers kept in float."""
 ALLOWED = 2**30
 LIMIT = 6 * 2**30
