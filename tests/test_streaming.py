@@ -13,17 +13,20 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from openclaw_opt.artifacts import Model
+from openclaw_opt.formats import CACHES
 from openclaw_opt.models import quantizing
-from openclaw_opt.models.calibrate import Calibration, decoder_calibration
+from openclaw_opt.models.calibrate import Calibration, decoder_calibration, run_batches, watched
+from openclaw_opt.models.decoder import Layer
 from openclaw_opt.models.load import load_model
 from openclaw_opt.models.spec import DecoderSpec, ModelFacts
-from openclaw_opt.models.store import save_model
+from openclaw_opt.models.store import open_model, save_model
 from openclaw_opt.models.tensor_file import RANKS, write_tensors
 from openclaw_opt.models.weights import decoder_from_checkpoint
+from openclaw_opt.numerics.cache import scales_of
 from openclaw_opt.passes import Done
 from openclaw_opt.passes.prune import Prune
 from openclaw_opt.passes.quantize import ALGORITHMS, RANGES, Quantize
-from tests.passes_alone import Alone
+from tests.passes_alone import Alone, silent
 from tests.tiny import DECODERS, open_tiny, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -137,3 +140,27 @@ def test_tensors_that_are_not_as_promised_are_refused(tmp_path: Path) -> None:
     for got, words in ((torch.zeros(3), "shape"), (torch.zeros(2, 2, dtype=torch.float16), "float16")):
         with pytest.raises(ValueError, match=words):
             write_tensors(tmp_path / "file", {"x": torch.zeros(2, 2)}, lambda _, got=got: [got])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3"])
+@pytest.mark.parametrize("weights", ["float", "int8_weight_only"])
+def test_scales_of_a_cache_are_those_of_the_whole_model(family: str, weights: str, tmp_path: Path) -> None:
+    alone, batches = Alone(tmp_path, family), tokens()
+    model = alone.model if weights == "float" else alone(Quantize(format=weights), None, batches).artifact
+    whole, tops = open_model(model), dict[str, torch.Tensor]()
+
+    def seen(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        for kind, value in zip("kv", y[1:3], strict=True):
+            top = value.abs().amax((0, 2)).unsqueeze(1)
+            tops[f"{name}.{kind}"] = torch.maximum(top, tops.get(f"{name}.{kind}", top))
+
+    names = [name for name, part in whole.named_modules() if isinstance(part, Layer)]
+    with watched(whole, names, seen):
+        run_batches(whole, batches, silent, "the whole model")
+    made = alone(Quantize(format="float", kv_cache="int8"), model, batches).artifact
+    found = open_model(made)
+    assert len(tops) == 2 * len(names) > 0
+    for name, top in tops.items():
+        assert torch.equal(found.get_buffer(f"{name}_scale"), scales_of(top, CACHES["int8"]))
+    kept = whole.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in found.state_dict().items() if name in kept)

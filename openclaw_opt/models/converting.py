@@ -98,7 +98,7 @@ def convert(
         {} if job.is_plain else {name: _plain(reference.get_submodule(name), job, reach.get(name)) for name in names}
     )
     layers = Compared(ours, plain)
-    with _told(reference, feed.left):
+    with outputs_told(reference, feed.left):
         errors = measure(reference, theirs, layers, feed.floats, part(progress, 0.85, 1.0))
     rows = {name: _row(name, reference, theirs, layers, job, errors, said) for name in names}
     let_go(reference, theirs)
@@ -112,7 +112,7 @@ def untie(module: nn.Module, names: Collection[str]) -> None:
 
 
 @contextmanager
-def _told(module: nn.Module, left: Callable[[int, Tensor], None] | None) -> Iterator[None]:
+def outputs_told(module: nn.Module, left: Callable[[int, Tensor], None] | None) -> Iterator[None]:
     """While open, `left` gets what the module gives, batch by batch."""
     if left is None:
         yield

@@ -29,7 +29,8 @@ BOTTOM = {"int8": -127.0, "int4": -8.0, "fp8": -448.0}
 
 def channel_amax(weight: Tensor) -> Tensor:
     """Largest absolute value of each output channel: [out, ...] -> float32 [out, 1, ...]."""
-    return weight.float().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
+    rest = tuple(range(1, weight.ndim))
+    return joined(part.float().abs().amax(dim=rest, keepdim=True) for (part,) in pieces(weight))
 
 
 def block_amax(x: Tensor, block: int) -> Tensor:
