@@ -1,4 +1,4 @@
-"""Peak memory of loading a checkpoint of many layers: a multiple of one layer, whatever the model weighs."""
+"""Peak memory of loading a checkpoint of many layers, and of calibrating a cache: a multiple of one layer, whatever the model weighs."""
 
 from __future__ import annotations
 
@@ -22,25 +22,37 @@ ALONE = """
 import sys
 from pathlib import Path
 
+import torch
+
 from openclaw_opt.memory import peak_memory
+from openclaw_opt.models.caching import CacheJob, quantize_cache
+from openclaw_opt.models.calibrate import decoder_calibration
 from openclaw_opt.models.load import load_model
-from tests.passes_alone import Alone
+from tests.passes_alone import Alone, silent
 from tests.tiny import open_tiny
 
 folder = Path(sys.argv[1])
-Alone(folder / "small", "llama")  # libraries are imported, kernels and thread pools are there
+small = Alone(folder / "small", "llama")  # libraries are imported, kernels and thread pools are there
+batches = decoder_calibration(torch.arange(4 * 32).view(4, 32), 2)
+quantize_cache(small.model, batches, folder / "small-cached", CacheJob("int8"), silent)
 checkpoint = open_tiny(folder / "large")
 with peak_memory() as peak:
     before = peak.bytes
-    load_model(checkpoint, folder / "model")
+    model, *_ = load_model(checkpoint, folder / "model")
+print(peak.bytes - before)
+with peak_memory() as peak:
+    before = peak.bytes
+    quantize_cache(model, batches, folder / "cached", CacheJob("int8"), silent)
 print(peak.bytes - before)
 """
 
 
 @pytest.mark.slow
-def test_loading_takes_the_memory_of_few_layers(tmp_path: Path) -> None:
+def test_loading_and_calibrating_a_cache_take_the_memory_of_few_layers(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "large", "llama", shard="32MB", **SIZES)
     assert len(list((tmp_path / "large").glob("*.safetensors"))) > 4
     command = [sys.executable, "-c", ALONE, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 6 * LAYER
+    loading, caching = (int(line) for line in done.stdout.split()[-2:])
+    assert loading < 6 * LAYER
+    assert caching < 4 * LAYER
