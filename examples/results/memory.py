@@ -43,7 +43,7 @@ CONFIG: dict[str, Any] = {
 LAYERS_A_SHARD = 4
 SAMPLES, LENGTH, BATCH = 8, 256, 4
 LATER_LAYERS = ["head", "layers.[2-9].*", "layers.1[0-9].*"]
-"""What is kept in float where every layer would take too long: one layer is in memory at a time, the last needs what the second does."""
+"""What is kept in float to save time: one layer is in memory at a time, the last needs what the second does."""
 ROWS: dict[str, list[str]] = {"rtn": ["head"], "awq": LATER_LAYERS, "gptq": LATER_LAYERS}
 """Algorithm → layers kept in float."""
 ALLOWED = 2**30
@@ -216,10 +216,10 @@ without a model takes {gib(baseline)} GiB: *above* is without these.
 
 {table(["pass", "peak GiB", "above, GiB", "s"], rows)}
 
-- Within {gib(LIMIT)} GiB: {"all of quantize" if not over else "not " + ", ".join(over)}.
+- Within {gib(LIMIT)} GiB: {"all of quantize that is measured" if not over else "not " + ", ".join(over)}.
 - Allowed above the libraries: a decoder layer in float32 ({gib(layer)} GiB), what one batch has between its parts ({gib(batch)} GiB)
-  and 1 GiB, {gib(allowed)} GiB together. {"Every algorithm keeps it." if not above else "Not kept by " + ", ".join(above) + "."}
-- AWQ and GPTQ quantize the first two of 16 layers here: all would take an hour or more. They go layer by layer as rtn does, so what
+  and 1 GiB, {gib(allowed)} GiB together. {"Every quantize row keeps it." if not above else "Not kept by " + ", ".join(above) + "."}
+- AWQ and GPTQ quantize the first two of 16 layers here, to save time. They go layer by layer as rtn does, so what
   the second needs is what each later one does.
 - The model is {gib(4 * first.parameters)} GiB in float32, the type it is held in until `export`. `load` writes it tensor by tensor, and is
   compared with transformers' own model a layer at a time; its peak is transformers' loader, which maps the whole checkpoint in bfloat16."""

@@ -269,11 +269,13 @@ class Prune(Pass):
 
 
 def _open(model: Model) -> Prunable:
+    from openclaw_opt.models.decoder import Decoder
+    from openclaw_opt.models.hf import Encoder
     from openclaw_opt.models.store import open_model
 
     module = open_model(model)
-    assert hasattr(module, "spec"), "check refuses what has no layers"
-    return module  # type: ignore[return-value]
+    assert isinstance(module, (Decoder, Encoder)), "check refuses what has no layers"
+    return module
 
 
 def _decoder(model: Prunable) -> Decoder:
