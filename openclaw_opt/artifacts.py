@@ -22,10 +22,13 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from openclaw_opt.formats import CACHES
 
 Task = Literal["decoder", "encoder", "vision"]
-Dialect = Literal["portable", "onnxruntime", "tensorrt"]
+Dialect = Literal["portable", "onnxruntime", "tensorrt", "openvino"]
 FloatType = Literal["float32", "float16", "bfloat16"]
 FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 SCALE_BITS = 16
+WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data", ".plan", ".gguf", ".xml", ".bin")
+SECOND = "second"
+"""Folder in a Graph with another lowering of the same graph, where a build is to choose between runtimes."""
 
 
 class Facts(BaseModel):
@@ -165,7 +168,8 @@ class EngineFacts(Facts):
     notes: tuple[str, ...] = ()
     """Options without effect on this backend, advisories, warnings: what a person must know. Never empty talk."""
     session: dict[str, str | int | bool] = {}
-    """ONNX Runtime's session options that were measured to be faster here, by their own names; empty for its defaults."""
+    """Options that the runtime is opened with, by its own names: ONNX Runtime's that were measured to be faster here, OpenVINO's
+    types of cache and arithmetic; empty for its defaults."""
     tool: str = ""
     """Runtime and version, e.g. `tensorrt_rtx 1.7.1.116`."""
     build_seconds: float | None = None
@@ -208,6 +212,11 @@ class Measurement(Facts):
         if len(self.items) != len(self.weights):
             raise ValueError(f"{self.name}: {len(self.items)} items and {len(self.weights)} weights")
         return self
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """What the model is made of, in order; tokenizers, logs, reports and a second lowering for another runtime are left out."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES and path.parent.name != SECOND]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openclaw_opt.artifacts import Artifact, Engine, EngineFacts, Graph, GraphFacts, Measurement, Model
+from openclaw_opt.artifacts import Artifact, Engine, EngineFacts, Graph, GraphFacts, Measurement, Model, weight_files
 from openclaw_opt.backends import Session
 from openclaw_opt.backends.engines import cannot_run, open_session
 from openclaw_opt.metrics.subject import Opener, Subject
@@ -146,11 +146,7 @@ def _graph_folder(artifact: Artifact, graph: Graph | None) -> Path | None:
 def _files(artifact: Artifact) -> Sequence[Path]:
     if isinstance(artifact, Engine) and artifact.facts.finished:
         return [artifact.folder / name for name in artifact.facts.files]
-    return [
-        path
-        for path in sorted(artifact.folder.rglob("*"))
-        if path.suffix in (".safetensors", ".onnx", ".data", ".plan", ".gguf")
-    ]
+    return weight_files(artifact.folder)
 
 
 def evaluation_data(plan: Plan, store: Store) -> TokenSet | SentenceSet | ImageSet | None:

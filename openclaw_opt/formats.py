@@ -63,14 +63,15 @@ class Format:
 ONNX_SPEC = "https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"
 FP8_PAPER = "https://arxiv.org/abs/2209.05433"
 NVFP4_NOTE = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html"
+NO_ZERO = "it takes no zero point but 0"
 NO_TOKEN = "it has no int8 kernel with scales found at run time"
 
 _ROWS = (
     Format("int8", "INT8 weights and activations", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt"), ONNX_SPEC),
     Format("int8_per_token", "INT8 weights, activations by token", "INT8", "INT8", 8, 32, None, (7, 5), ("onnxruntime",), ONNX_SPEC, NO_TOKEN, dynamic=True),
-    Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt", "gguf"), ONNX_SPEC),
-    Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt", "gguf"), ONNX_SPEC),
-    Format("uint4", "INT4 weights in blocks with zero points", "UINT4", "", 4, 20, 32, (8, 0), ("onnxruntime",), ONNX_SPEC, "it takes no zero point but 0"),
+    Format("int8_weight_only", "INT8 weights", "INT8", "", 8, 32, None, (7, 5), ("onnxruntime", "tensorrt", "gguf", "openvino"), ONNX_SPEC),
+    Format("int4", "INT4 weights in blocks", "INT4", "", 4, 16, 32, (8, 0), ("onnxruntime", "tensorrt", "gguf", "openvino"), ONNX_SPEC),
+    Format("uint4", "INT4 weights in blocks with zero points", "UINT4", "", 4, 20, 32, (8, 0), ("onnxruntime", "openvino"), ONNX_SPEC, NO_ZERO),
     Format("fp8", "FP8 E4M3 weights and activations", "FLOAT8E4M3FN", "FLOAT8E4M3FN", 8, 32, None, (8, 9), ("tensorrt",), FP8_PAPER),
     Format("nvfp4", "NVFP4 weights and activations", "FLOAT4E2M1", "FLOAT4E2M1", 4, 8, 16, (10, 0), ("tensorrt",), NVFP4_NOTE),
 )  # fmt: skip
@@ -119,7 +120,8 @@ NO_CACHE: dict[str, str] = {
     "tensorrt": "its in-place cache update takes float32, float16 and bfloat16 alone",
     "fp8": "ONNX Runtime has no such kernel on a CPU, llama.cpp no such type, and TensorRT's in-place update refuses it",
     "cuda": "ONNX Runtime's CUDA kernel was not tried, and nothing that was not run is promised",
-    "fastest": "ONNX Runtime and llama.cpp round a cache differently, so that a build must name one",
+    "openvino": "its caches of 8 and 4 bits were not tried, and nothing that was not run is promised",
+    "fastest": "the runtimes a cache differently, so that a build must name one",
 }
 """Why a backend, a format or a device does not hold a low-bit cache. docs/log.md says what was tried."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from openclaw_opt import interrupts, verify
-from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model
+from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model, weight_files
 from openclaw_opt.backends.engines import cannot_run
 from openclaw_opt.comparison.comparable import baseline_record, check_model, provenance_of
 from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
@@ -37,7 +37,6 @@ from openclaw_opt.waterfall import Workplace, with_passes
 
 KINDS: dict[str, type[Artifact]] = {"Model": Model, "Graph": Graph, "Engine": Engine}
 ALONE = Turns()
-WEIGHTS = (".safetensors", ".onnx", ".data", ".plan", ".gguf")
 
 
 def build(  # noqa: PLR0913 - what a build can be asked, by name
@@ -304,7 +303,7 @@ def _record(
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of what the model is made of; tokenizers, logs and reports are left out."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHTS)
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
 @contextlib.contextmanager

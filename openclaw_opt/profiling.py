@@ -1,8 +1,8 @@
 """Where an artifact's time goes: a trace that Perfetto opens, and the ten dearest layers. `openclaw-opt profile ARTIFACT`.
 
-ONNX Runtime's own profile holds every kernel by its node, and a node starts with the name of its layer; llama.cpp tells a callback of
-each node, named as llama.cpp names it; PyTorch's profiler gets a range for each layer of a Model.
-The profiled run is slower than an unprofiled one: shares are what it is for.
+ONNX Runtime's own profile holds every kernel by its node, and a node starts with the name of its layer; OpenVINO counts the time of each
+node of its compiled model, which bears the same name; llama.cpp tells a callback of each node, named as llama.cpp names it; PyTorch's
+profiler gets a range for each layer of a Model. The profiled run is slower than an unprofiled one: shares are what it is for.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def profile(folder: Path, trace: Path) -> list[Row]:
         facts = Engine(folder).facts
         if facts.backend == "tensorrt":
             raise MachineError("a TensorRT engine is profiled on its GPU, and this machine has none", where=str(folder))
-        events = _llama(Engine(folder)) if facts.backend == "gguf" else _onnxruntime(Engine(folder))
+        told = {"gguf": _llama, "openvino": _openvino}.get(facts.backend, _onnxruntime)
+        events = told(Engine(folder))
         rows = layers_of(events)
     elif (folder / Model.facts_file).is_file():
         events = _torch(Model(folder))
@@ -84,6 +85,16 @@ def _llama(engine: Engine) -> list[dict[str, Any]]:
     file = engine.folder / FILE
     with closing(LlamaDecoder(file, context=context, vocab=facts.vocab or 0, threads=1, watch=times)) as session:
         _run(session, facts)
+    return times.events
+
+
+def _openvino(engine: Engine) -> list[dict[str, Any]]:
+    from openclaw_opt.backends import openvino
+    from openclaw_opt.backends.openvino_profile import NodeTimes
+
+    times = NodeTimes()
+    with closing(openvino.open_engine(engine, watch=times)) as session:
+        _run(session, engine.facts.graph)
     return times.events
 
 

@@ -111,7 +111,7 @@ RAY_TYPES = {
 """What Ray calls a node's card (`accelerator_type:L4`); it has one name for both H100s."""
 FASTEST = "fastest"
 """`build: {backend: fastest}`: every one of CANDIDATES is built and timed on this machine."""
-CANDIDATES = ("onnxruntime", "gguf")
+CANDIDATES = ("onnxruntime", "gguf", "openvino")
 
 
 def target_names() -> list[str]:

@@ -34,6 +34,8 @@ BATCH, PROMPT, STEPS = 2, 24, 4
 FLIPPED = 2 / 127
 MOST = 0.25
 """What known rounding may move an output by, of the largest output: more is no rounding. What it costs is measured as accuracy."""
+RUNTIMES = {"gguf": "llama.cpp", "openvino": "OpenVINO"}
+"""Backends whose engines run elsewhere than in ONNX Runtime."""
 Array = NDArray[np.float32]
 
 
@@ -169,8 +171,8 @@ def _worst(a: dict[str, Array], b: dict[str, Array]) -> str:
 def _runtime(artifact: Artifact | Checkpoint) -> str:
     if isinstance(artifact, Checkpoint):
         return "transformers"
-    if isinstance(artifact, Engine) and artifact.facts.backend == "gguf":
-        return "llama.cpp"
+    if isinstance(artifact, Engine) and artifact.facts.backend in RUNTIMES:
+        return RUNTIMES[artifact.facts.backend]
     return "PyTorch" if isinstance(artifact, Model) else "ONNX Runtime"
 
 

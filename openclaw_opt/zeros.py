@@ -41,6 +41,7 @@ class Row:
 ENGINES = {
     "onnxruntime": Row("ONNX Runtime", (), AMPERE, "its kernels are dense", "its operator kernels"),
     "gguf": Row("llama.cpp", (), AMPERE, "its kernels are dense", "its ggml kernels"),
+    "openvino": Row("OpenVINO", (), AMPERE, "its kernels for low-bit weights are dense", "its CPU plugin"),
     "rtx": Row("tensorrt-rtx", (), AMPERE, f"its builder writes the same bytes with {FLAG} and without", "tried, tensorrt_rtx 1.7.1"),
     "datacenter": Row("tensorrt", ("float16", "int8"), AMPERE, f"the flag {FLAG} is set", BLOG),
 }  # fmt: skip

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from typing import Any
 
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, EngineFacts, Graph, Model
 from openclaw_opt.backends import DecoderSession, GenericSession
 from openclaw_opt.errors import MachineError
 from openclaw_opt.targets import Target
 from openclaw_opt.versions import version_of
+
+PACKAGED = ("gguf", "openvino")
+"""Backends for a CPU whose runtime is a package that may be missing."""
+
+
+def packaged(backend: str) -> Any:
+    """The module of one of PACKAGED: `missing`, `build`, `open_engine`."""
+    return import_module(f"openclaw_opt.backends.{backend}")
 
 
 def cannot_run(facts: EngineFacts) -> str:
@@ -17,10 +27,8 @@ def cannot_run(facts: EngineFacts) -> str:
         return facts.unfinished_why
     if facts.backend == "onnxruntime":
         return other_machine(facts, None, installed="", threads=usable_threads())
-    if facts.backend == "gguf":
-        from openclaw_opt.backends.gguf import missing
-
-        return missing()
+    if facts.backend in PACKAGED:
+        return str(packaged(facts.backend).missing())
     from openclaw_opt.targets import host
 
     here = host()
@@ -64,10 +72,8 @@ def open_engine(engine: Engine) -> DecoderSession | GenericSession:
     why = cannot_run(engine.facts)
     if why:
         raise MachineError(f"the engine cannot run here: {why}", where=str(engine.folder))
-    if engine.facts.backend == "gguf":
-        from openclaw_opt.backends import gguf
-
-        session: DecoderSession = gguf.open_engine(engine)
+    if engine.facts.backend in PACKAGED:
+        session: DecoderSession | GenericSession = packaged(engine.facts.backend).open_engine(engine)
         return session
     from openclaw_opt.backends.onnxruntime import open_engine as open_onnxruntime
 

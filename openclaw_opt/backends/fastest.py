@@ -1,8 +1,9 @@
 """`backend: fastest`: build for every runtime that can take the graph, time them in turns here, keep the faster.
 
-One round is a prefill of PROMPT tokens and STEPS decode steps in each engine; which goes first alternates. What counts is the
-time of PROMPT and NEW tokens, prefill + NEW · decode, and the first candidate is kept unless another is faster beyond the 95 %
-interval of the ratio: a noisy machine cannot choose. Every candidate's numbers, or why it is none, stand in the engine's notes.
+One round is a prefill of PROMPT tokens and STEPS decode steps in each engine, of an encoder or a vision model one run of one sample;
+which goes first alternates. What counts is the time of PROMPT and NEW tokens, prefill + NEW · decode, and the first candidate is
+kept unless another is faster beyond the 95 % interval of the ratio: a noisy machine cannot choose. Every candidate's numbers, or why
+it is none, stand in the engine's notes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openclaw_opt.artifacts import Engine, Graph
-from openclaw_opt.backends import DecoderSession
+from openclaw_opt.artifacts import SECOND, Engine, Graph, GraphFacts
+from openclaw_opt.backends import DecoderSession, GenericSession
 from openclaw_opt.backends.engines import open_engine
+from openclaw_opt.backends.onnxruntime import sample_feed
 from openclaw_opt.errors import MachineError, OptError, RecipeError
 from openclaw_opt.graph.to_onnxruntime import FAST, with_accuracy_level
 from openclaw_opt.numerics.stats import Estimate, paired_ratio
@@ -47,8 +49,9 @@ class Trial:
     engine: Engine | None = None
     why: str = ""
     prefill: list[float] = field(default_factory=list)
+    """Of a model without a cache, a whole run."""
     decode: list[float] = field(default_factory=list)
-    """Median of a round's steps."""
+    """Median of a round's steps; 0 without a cache."""
 
     @property
     def whole(self) -> list[float]:
@@ -59,6 +62,8 @@ class Trial:
         if self.engine is None:
             return f"{self.name} is no candidate: {self.why}"
         prefill, decode = statistics.median(self.prefill), statistics.median(self.decode)
+        if not decode:
+            return f"{self.name} {prefill:.1f} ms for one sample"
         return f"{self.name} {prefill:.1f} ms for {PROMPT} tokens of prompt, {decode:.2f} ms a token after it"
 
 
@@ -99,6 +104,11 @@ def _built(name: str, graph: Graph, target: Target, folder: Path, asked: Asked, 
             from openclaw_opt.backends import gguf
 
             return Trial(name, gguf.build(graph, target, folder))
+        if name == "openvino":
+            from openclaw_opt.backends import openvino
+
+            lowered = Graph(graph.folder / SECOND)
+            return Trial(name, openvino.build(lowered, target, folder, require_realised=asked.require_realised))
         from openclaw_opt.backends import onnxruntime
 
         lowered = with_accuracy_level(graph, folder / "graph", FAST)
@@ -124,22 +134,37 @@ def race(trials: list[Trial]) -> None:
         runs = []
         for trial in trials:
             assert trial.engine is not None
-            session = stack.enter_context(open_engine(trial.engine))
-            assert isinstance(session, DecoderSession)
-            runs.append((trial, session))
-        facts = runs[0][0].engine.facts.graph if runs[0][0].engine else None
-        assert facts is not None and facts.vocab is not None and facts.context is not None  # noqa: PT018
-        random = np.random.default_rng(0)
-        prompt = random.integers(0, facts.vocab, (1, max(1, min(PROMPT, facts.context - STEPS))))
-        follow = random.integers(0, facts.vocab, (min(STEPS, facts.context - 1), 1))
+            runs.append((trial, _round_of(_opened(stack, trial.engine), trial.engine.facts.graph)))
         for turn in range(WARMUP + ROUNDS):
-            for trial, session in runs:
-                first = _timed(lambda session=session: session.prefill(prompt))  # type: ignore[misc]
-                later = [_timed(lambda session=session, ids=ids: session.decode(ids)) for ids in follow]  # type: ignore[misc]
+            for trial, once in runs:
+                first, later = once()
                 if turn >= WARMUP:
                     trial.prefill.append(first)
-                    trial.decode.append(statistics.median(later))
+                    trial.decode.append(later)
             runs.reverse()
+
+
+def _opened(stack: ExitStack, engine: Engine) -> DecoderSession | GenericSession:
+    session = open_engine(engine)
+    stack.callback(session.close)
+    return session
+
+
+def _round_of(session: DecoderSession | GenericSession, facts: GraphFacts) -> Callable[[], tuple[float, float]]:
+    """What is timed of one engine: milliseconds of a prompt and of a step after it."""
+    if isinstance(session, GenericSession):
+        feed = sample_feed(facts)
+        return lambda: (_timed(lambda: session.infer(feed)), 0.0)
+    assert facts.vocab is not None and facts.context is not None  # noqa: PT018
+    random = np.random.default_rng(0)
+    prompt = random.integers(0, facts.vocab, (1, max(1, min(PROMPT, facts.context - STEPS))))
+    follow = random.integers(0, facts.vocab, (min(STEPS, facts.context - 1), 1))
+
+    def once() -> tuple[float, float]:
+        first = _timed(lambda: session.prefill(prompt))
+        return first, statistics.median(_timed(lambda ids=ids: session.decode(ids)) for ids in follow)  # type: ignore[misc]
+
+    return once
 
 
 def chosen(trials: list[Trial]) -> tuple[Trial, str]:
@@ -150,7 +175,8 @@ def chosen(trials: list[Trial]) -> tuple[Trial, str]:
         assert ratio is not None, "enough rounds for a ratio"
         clear = ratio.low is not None and ratio.low > 1
         winner, loser = (other, best) if clear else (best, other)
-        said = f"fastest: kept {winner.name}; {loser.name} / {winner.name} {_shown(ratio, inverted=not clear)} in turns"
+        of = f"{PROMPT} + {NEW} tokens" if any(best.decode) else "one sample"
+        said = f"fastest: kept {winner.name}; {loser.name} / {winner.name} {_shown(ratio, inverted=not clear)} of {of}, in turns"
         best = winner
     return best, said
 
@@ -160,7 +186,7 @@ def _shown(ratio: Estimate, *, inverted: bool) -> str:
     if inverted:
         values = [1 / values[0], 1 / values[2], 1 / values[1]]
     value, low, high = values
-    return f"{value:.2f} ({low:.2f} to {high:.2f}) of the time of {PROMPT} + {NEW} tokens"
+    return f"{value:.2f} ({low:.2f} to {high:.2f}) of the time"
 
 
 def _moved(engine: Engine, folder: Path) -> Engine:

@@ -15,10 +15,11 @@ import onnx
 import onnxruntime as ort
 
 from openclaw_opt import zeros
-from openclaw_opt.artifacts import Engine, EngineFacts, Graph, GraphFacts, ReceiptRow
+from openclaw_opt.artifacts import Engine, EngineFacts, Graph, GraphFacts
 from openclaw_opt.backends import cache_notes, genai_config, ort_receipt
 from openclaw_opt.backends.host_rates import cores
 from openclaw_opt.backends.ort_sessions import OrtDecoder, OrtGeneric, open_graph, session_options
+from openclaw_opt.backends.realised import check_realised
 from openclaw_opt.errors import MachineError, VerificationError
 from openclaw_opt.graph import ir_tools
 from openclaw_opt.graph.fuse_matmul_nbits import NAME as NBITS
@@ -30,7 +31,6 @@ Progress = Callable[[float, str], None]
 PROBE_TOKENS = 24
 LARGEST_DEVIATION = 0.2
 """Of the largest logit. Activations in int8 cost about 1 %; at this a kernel is wrong rather than rounded."""
-SHOWN = 5
 
 
 def build(
@@ -67,7 +67,7 @@ def build(
     kernels = _profiled(lowered, device)
     rows = (*ort_receipt.receipt(facts.quantized, kernels), *ort_receipt.cache_receipt(facts.kv, kernels))
     if require_realised:
-        _check_realised(rows, folder)
+        check_realised(rows, folder)
     progress(0.7, "measuring what fast kernels round")
     notes = (
         *zeros.notes(facts, (target,), "onnxruntime"),
@@ -81,7 +81,7 @@ def build(
         from openclaw_opt.backends import ort_tuning  # brings scipy, which an engine that only runs need not load
 
         progress(0.8, "timing session options in turns")
-        session, told = ort_tuning.tuned(lowered, {} if facts.task == "decoder" else _feed(lowered))
+        session, told = ort_tuning.tuned(lowered, {} if facts.task == "decoder" else sample_feed(lowered.facts))
         notes += told
         if facts.task == "decoder":
             _write_genai(lowered, device, session)
@@ -163,7 +163,7 @@ def _profiled(graph: Graph, device: str) -> tuple[ort_receipt.Kernel, ...]:
                 profile = decoder.end_profiling()
         else:
             with closing(OrtGeneric(graph, device=device, options=options)) as generic:
-                generic.infer(_feed(graph))
+                generic.infer(sample_feed(graph.facts))
                 profile = generic.end_profiling()
         return ort_receipt.read_kernels(profile)
 
@@ -173,25 +173,14 @@ def _probe(graph: Graph, length: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.random.default_rng(0).integers(0, graph.facts.vocab, (1, max(1, length)))
 
 
-def _feed(graph: Graph) -> dict[str, np.ndarray[Any, Any]]:
+def sample_feed(facts: GraphFacts) -> dict[str, np.ndarray[Any, Any]]:
     """One sample: ones for ids and masks, noise for pixels."""
     feed: dict[str, np.ndarray[Any, Any]] = {}
-    for name, shape in graph.facts.batch_first_shapes.items():
+    for name, shape in facts.batch_first_shapes.items():
         sizes = [1, *(size if isinstance(size, int) else PROBE_TOKENS for size in shape[1:])]
         pixels = name == "pixel_values"
         feed[name] = np.random.default_rng(0).random(sizes, np.float32) if pixels else np.ones(sizes, np.int64)
     return feed
-
-
-def _check_realised(rows: tuple[ReceiptRow, ...], folder: Path) -> None:
-    wrong = [row for row in rows if not row.ok]
-    if wrong:
-        shown = "; ".join(f"{row.layer}: asked {row.asked}, got {row.realised} ({row.why})" for row in wrong[:SHOWN])
-        raise VerificationError(
-            f"{len(wrong)} of {len(rows)} quantized layers do not run in the format asked for: {shown}",
-            where=str(folder),
-            fix="choose a format this backend realises, or set `build: {require: any}`",
-        )
 
 
 def _rounding_notes(graph: Graph, device: str) -> tuple[str, ...]:

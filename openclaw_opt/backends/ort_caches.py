@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from openclaw_opt import formats
 from openclaw_opt.artifacts import GraphFacts, KvShape
+from openclaw_opt.backends.stepping import Ids, Placed, one_column_more, padding_first
 
-Ids = NDArray[np.int64]
 ELEMENT = {
     "float32": onnx.TensorProto.FLOAT,
     "float16": onnx.TensorProto.FLOAT16,
@@ -58,7 +57,7 @@ class Cache(ABC):
     def start(self, batch: int, capacity: int) -> None:
         """Empty, for `batch` sequences that grow to `capacity` tokens."""
 
-    def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
+    def placed(self, ids: Ids, lengths: Ids) -> Placed:
         """Right-padded prompts as this cache wants them: ids, attention mask, positions, and the column of each last token.
 
         Padding stands at its sequence's last position: longrope looks at the largest of a row.
@@ -81,20 +80,13 @@ class Cache(ABC):
 
 
 class GrowingCache(Cache):
-    """portable: each present, allocated by the runtime, is the next past.
-
-    Prompts are moved to the right end, padding first: behind them padding would be a hole between a prompt and what
-    follows it, which the mask hides but a sliding window counts.
-    """
+    """portable, openvino: each present, allocated by the runtime, is the next past; padding comes first."""
 
     def start(self, batch: int, capacity: int) -> None:
         self._values = self._buffers(batch, 0)
 
-    def placed(self, ids: Ids, lengths: Ids) -> tuple[Ids, Ids, Ids, Ids]:
-        width = ids.shape[1]
-        places = np.arange(width) - (width - lengths[:, None])
-        moved = np.take_along_axis(ids, places % width, axis=1)
-        return moved, (places >= 0).astype(np.int64), places.clip(0), np.full_like(lengths, width - 1)
+    def placed(self, ids: Ids, lengths: Ids) -> Placed:
+        return padding_first(ids, lengths)
 
     def bind(self, binding: Any) -> None:
         for name, value in zip(self.names("past_key_values"), self._values, strict=True):
@@ -106,7 +98,7 @@ class GrowingCache(Cache):
         self._values = outputs
 
     def grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
-        return np.concatenate([mask, np.ones((len(mask), 1), np.int64)], axis=1)
+        return one_column_more(mask)
 
 
 class SharedCache(Cache):
@@ -161,6 +153,7 @@ class StaticCache(SharedCache):
 
 CACHES: dict[str, Callable[[GraphFacts, str], Cache]] = {
     "portable": GrowingCache,
+    "openvino": GrowingCache,
     "onnxruntime": SharedCache,
     "tensorrt": StaticCache,
 }

@@ -26,9 +26,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from openclaw_opt.artifacts import Graph, GraphFacts
-from openclaw_opt.backends import DecoderSession, GenericSession
+from openclaw_opt.artifacts import Graph
+from openclaw_opt.backends import GenericSession
 from openclaw_opt.backends.ort_caches import CACHES, Cache
+from openclaw_opt.backends.stepping import Placed, SteppingDecoder, check_length
 from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.graph.emulate_fp4 import emulate, has_fp4
 
@@ -142,7 +143,7 @@ class OrtGeneric(GenericSession):
         return {name: np.asarray(value, np.float32) for name, value in zip(self._outputs, results, strict=True)}
 
 
-class OrtDecoder(DecoderSession):
+class OrtDecoder(SteppingDecoder):
     """A decoder graph of any dialect with its cache inside the runtime.
 
     Args:
@@ -160,19 +161,11 @@ class OrtDecoder(DecoderSession):
         options: ort.SessionOptions | None = None,
         capacity: int | None = None,
     ) -> None:
-        facts = graph.facts
-        if facts.task != "decoder" or not facts.kv or facts.context is None:
-            raise RecipeError(f"{graph.folder} holds a {facts.task} graph without caches, not a decoder")
-        self.facts: GraphFacts = facts
-        self.context: int = facts.context
-        self.capacity: int = min(capacity or facts.context, facts.context)
+        super().__init__(graph.facts, capacity)
         self._device = device
         self._session: ort.InferenceSession | None = open_runtime(graph, device=device, options=options)
         self._inputs = {value.name for value in self._session.get_inputs()}
-        self._cache = CACHES[facts.dialect](facts, device)
-        self._lengths: Ids = np.zeros(0, np.int64)
-        self._mask: Ids = np.zeros((0, 0), np.int64)
-        self._seen: Ids = np.zeros((0, 0), np.int64)
+        self._cache = CACHES[self.facts.dialect](self.facts, device)
 
     def close(self) -> None:
         self._session = None
@@ -186,40 +179,23 @@ class OrtDecoder(DecoderSession):
         """Every position's logits: [batch, length] int64 -> [batch, length, vocab] float32; the cache stays as it is."""
         cache = CACHES[self.facts.dialect](self.facts, self._device)
         batch, length = ids.shape
-        _check_length(length, self.context, "the graph's context")
+        check_length(length, self.context, "the graph's context")
         cache.start(batch, self.context if self.facts.dialect == "tensorrt" else length)
         positions = np.broadcast_to(np.arange(length), ids.shape)
         return self._step(cache, ids, np.ones_like(ids), positions)
 
-    def prefill(self, ids: Ids, lengths: Ids | None = None) -> Floats:
-        """Start afresh: [batch, length], [batch] -> [batch, vocab] float32, logits at each sequence's last token."""
-        batch, length = ids.shape
-        _check_length(length, self.capacity, "this session's capacity")
-        self._lengths = np.full(batch, length, np.int64) if lengths is None else np.asarray(lengths, np.int64).copy()
-        if self._lengths.shape != (batch,) or self._lengths.min() < 1 or self._lengths.max() > length:
-            raise RecipeError(f"lengths {self._lengths.tolist()} do not fit ids of shape {list(ids.shape)}")
+    def _start(self, batch: int) -> None:
         self._cache.start(batch, self.context if self.facts.dialect == "tensorrt" else self.capacity)
-        self._seen = ids.copy()
-        ids, self._mask, positions, last = self._cache.placed(ids, self._lengths)
-        logits = self._step(self._cache, ids, self._mask, positions)
-        return np.ascontiguousarray(logits[np.arange(batch), last])
 
-    def decode(self, ids: Ids) -> Floats:
-        """One more token for each sequence: [batch] int64 -> [batch, vocab] float32. `prefill` comes first.
+    def _placed(self, ids: Ids, lengths: Ids) -> Placed:
+        return self._cache.placed(ids, lengths)
 
-        Where a sequence grows past `recompute_after`, the whole batch is prefilled again, as `generate` of transformers does.
-        """
-        if ids.shape != self._lengths.shape:
-            raise RecipeError(f"decode got {ids.size} tokens for a batch of {self._lengths.size} that was prefilled")
-        _check_length(int(self._lengths.max()) + 1, self.capacity, "this session's capacity")
-        if self.facts.recompute_after is not None:
-            self._seen = _appended(self._seen, ids, self._lengths)
-            if (self._lengths == self.facts.recompute_after).any():
-                return self.prefill(self._seen, self._lengths + 1)
-        self._mask = self._cache.grown_mask(self._mask, self._lengths)
-        logits = self._step(self._cache, ids[:, None], self._mask, self._lengths[:, None])
-        self._lengths = self._lengths + 1
-        return logits[:, 0]
+    def _grown_mask(self, mask: Ids, lengths: Ids) -> Ids:
+        return self._cache.grown_mask(mask, lengths)
+
+    def _last_logits(self, ids: Ids, mask: Ids, positions: Ids, columns: Ids) -> Floats:
+        logits = self._step(self._cache, ids, mask, positions)
+        return np.ascontiguousarray(logits[np.arange(len(ids)), columns])
 
     def _step(self, cache: Cache, ids: Ids, mask: Ids, positions: Ids) -> Floats:
         assert self._session is not None, "the session is closed"
@@ -247,26 +223,10 @@ class OrtDecoder(DecoderSession):
         return cache.binding
 
 
-def _appended(seen: Ids, ids: Ids, lengths: Ids) -> Ids:
-    """Right-padded sequences with one more token each: [batch, longest + 1]."""
-    longer = np.zeros((len(seen), int(lengths.max()) + 1), np.int64)
-    width = min(seen.shape[1], longer.shape[1])
-    longer[:, :width] = seen[:, :width]
-    longer[np.arange(len(ids)), lengths] = ids
-    return longer
-
-
 def _profile(session: ort.InferenceSession | None) -> Path:
     """The profile of a session whose options enabled one; it ends with this call."""
     assert session is not None, "the session is closed"
     return Path(session.end_profiling())
-
-
-def _check_length(length: int, limit: int, what: str) -> None:
-    if length < 1:
-        raise RecipeError("an empty prompt: a sequence needs at least one token")
-    if length > limit:
-        raise RecipeError(f"a sequence of {length} tokens exceeds {what} of {limit}")
 
 
 def open_graph(

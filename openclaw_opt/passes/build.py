@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from openclaw_opt.artifacts import Engine, Graph
+from openclaw_opt.backends.engines import PACKAGED, packaged
 from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
 from openclaw_opt.targets import FASTEST, HOST, Target
@@ -24,13 +25,14 @@ class Build(Pass):
     kind: ClassVar[Kind] = "exact"
     summary: ClassVar[str] = "build the engine and its precision receipt; a format that was not realised fails"
     tools: ClassVar[tuple[str, ...]] = (
-        "onnxruntime-gpu", "onnxruntime-genai-cuda", "tensorrt-rtx", "tensorrt", "llama-cpp-python", "gguf",
+        "onnxruntime-gpu", "onnxruntime-genai-cuda", "tensorrt-rtx", "tensorrt", "llama-cpp-python", "gguf", "openvino",
     )  # fmt: skip
     reads: ClassVar[tuple[str, ...]] = ("target",)
 
-    backend: Literal["auto", "onnxruntime", "tensorrt", "gguf", "fastest"] = "auto"
+    backend: Literal["auto", "onnxruntime", "tensorrt", "gguf", "openvino", "fastest"] = "auto"
     """Runtime to build for. `auto`: TensorRT for a GPU of the target table, ONNX Runtime for a CPU. `gguf`: a file for
-    llama.cpp (decoders on a CPU). `fastest`: build for each that can, time them in turns on this machine, keep the faster."""
+    llama.cpp (decoders on a CPU). `openvino`: OpenVINO's model files, for a CPU. `fastest`: build for each that can, time them in
+    turns on this machine, keep the faster."""
     batch: Triple | None = None
     """TensorRT: sequences (or images) at once, [min, opt, max]. Default [1, 1, 4]."""
     prompt: Triple | None = None
@@ -80,12 +82,12 @@ class Build(Pass):
         return found
 
     def _on_this_machine(self, view: View) -> list[Complaint]:
-        """What stands against GGUF and against timing."""
-        if view.backend not in ("gguf", FASTEST):
+        """What stands against GGUF, OpenVINO and timing."""
+        if view.backend not in (*PACKAGED, FASTEST):
             return []
         if view.target.is_gpu:
             return [Complaint(f"{view.backend} is for a CPU, not for {view.target.title}", "backend", "target: host")]
-        if view.backend == FASTEST:
+        if view.backend != "gguf":
             return []
         from openclaw_opt.backends.gguf_facts import refused
 
@@ -140,10 +142,9 @@ class Build(Pass):
     def ingredients(self, view: View) -> dict[str, Any]:
         """Whether this machine can build decides what comes out; with `fastest`, the machine itself does."""
         if view.backend == FASTEST or self.tune != "none":
-            from openclaw_opt.backends.gguf import missing
             from openclaw_opt.targets import cpu_title
 
-            return {"machine": cpu_title(), "gguf": missing()}
+            return {"machine": cpu_title(), **{name: packaged(name).missing() for name in PACKAGED}}
         if view.backend != "tensorrt":
             return {}
         from openclaw_opt.backends.tensorrt import cannot_build
@@ -167,6 +168,10 @@ class Build(Pass):
             from openclaw_opt.backends import gguf
 
             return gguf.build(source, work.target, work.folder / PROOF, proof=True)
+        if engine.facts.backend == "openvino":
+            from openclaw_opt.backends import openvino
+
+            return openvino.exact_twin(engine, work.folder / PROOF)
         return source if work.backend == FASTEST else None
 
     def engine_of(
@@ -188,6 +193,10 @@ class Build(Pass):
             from openclaw_opt.backends import gguf
 
             return gguf.build(source, target, folder, progress)
+        if backend == "openvino":
+            from openclaw_opt.backends import openvino
+
+            return openvino.build(source, target, folder, progress, require_realised=strict)
         if backend == FASTEST:
             from openclaw_opt.backends import fastest
 

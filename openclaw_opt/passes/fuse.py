@@ -6,9 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from openclaw_opt.artifacts import Graph
+from openclaw_opt.artifacts import SECOND, Graph
 from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.targets import FASTEST
 
 LEAST_CONTEXT = 8
 
@@ -18,7 +19,7 @@ class Fuse(Pass):
 
     kind: ClassVar[Kind] = "exact"
     summary: ClassVar[str] = (
-        "lower the portable graph for ONNX Runtime or TensorRT, verified step by step against itself"
+        "lower the portable graph for the runtime that is to run it, verified step by step against itself"
     )
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime-gpu")
     reads: ClassVar[tuple[str, ...]] = ("target",)
@@ -77,7 +78,12 @@ class Fuse(Pass):
             from openclaw_opt.graph import to_tensorrt
 
             return to_tensorrt.lower(source, work.folder, self.context)
-        from openclaw_opt.graph import to_onnxruntime
+        from openclaw_opt.graph import to_onnxruntime, to_openvino
+
+        if work.backend == "openvino":
+            return to_openvino.lower(source, work.folder, context=self.context)
+        if work.backend == FASTEST:
+            to_openvino.lower(source, work.folder / SECOND, context=self.context)
 
         # GGUF is written from this graph and proven against it, so it must be exact; `fastest` chooses the level when it builds.
         level = self.accuracy_level
