@@ -22,13 +22,13 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from openclaw_opt.formats import CACHES
 
 Task = Literal["decoder", "encoder", "vision"]
-Dialect = Literal["portable", "onnxruntime", "tensorrt", "openvino"]
+Dialect = Literal["portable", "onnxruntime", "tensorrt"]
 FloatType = Literal["float32", "float16", "bfloat16"]
 FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 SCALE_BITS = 16
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data", ".plan", ".gguf", ".xml", ".bin")
 SECOND = "second"
-"""Folder in a Graph with another lowering of the same graph, where a build is to choose between runtimes."""
+"""Folder in a lowered Graph with the portable one, for runtimes that want that, where a build is to choose between several."""
 
 
 class Facts(BaseModel):
@@ -215,7 +215,7 @@ class Measurement(Facts):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """What the model is made of, in order; tokenizers, logs, reports and a second lowering for another runtime are left out."""
+    """What the model is made of, in order; tokenizers, logs, reports and the portable twin of a lowered graph are left out."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES and path.parent.name != SECOND]
 
 

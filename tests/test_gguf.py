@@ -23,18 +23,15 @@ from openclaw_opt.backends.llama_profile import NodeTimes
 from openclaw_opt.errors import MachineError, RecipeError
 from openclaw_opt.models.families import DECODERS, spec_from_config
 from openclaw_opt.models.spec import DecoderSpec
-from openclaw_opt.passes import PROOF, Work
+from openclaw_opt.passes import PROOF
 from openclaw_opt.passes.build import Build
-from openclaw_opt.passes.export import Export
-from openclaw_opt.passes.fuse import Fuse
-from openclaw_opt.passes.load import Load
-from openclaw_opt.passes.quantize import Quantize
 from openclaw_opt.plan import check_recipe
 from openclaw_opt.profiling import STEPS, profile
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.targets import CANDIDATES, host
 from openclaw_opt.verify import compare, make_probe
 from tests import tiny
+from tests.lowered import graph_of
 
 needs_llama = pytest.mark.skipif(bool(gguf.missing()), reason=f"{gguf.missing()}: pip install 'openclaw-opt[gguf]'")
 NO_WINDOW: dict[str, Any] = {"sliding_window": None, "layer_types": None}
@@ -50,25 +47,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3", {}),
     "phi3": ("phi3-partial", {"sliding_window": None}),
 }
-
-
-def work(folder: Path, checkpoint: Any) -> Work:
-    folder.mkdir()
-    return Work(
-        folder=folder, checkpoint=checkpoint, target=host(), backend="gguf", calibration=None, data_cache=folder
-    )
-
-
-def graph_of(base: Path, family: str = "llama", format: str = "int4", **changes: Any) -> tuple[Graph, Work]:
-    """A tiny checkpoint, quantized but for its head and lowered; and the work of its build."""
-    checkpoint = tiny.open_tiny(tiny.write_checkpoint(base / "checkpoint", family, **changes))
-    artifact: Any = checkpoint
-    passes = [Load(), Quantize.model_validate({"format": format, "keep": ("head",)}), Export(), Fuse()]
-    if format == "int4":
-        passes[1] = Quantize(format="int4", algorithm="rtn", keep=("head",))
-    for i, part in enumerate(passes):
-        artifact = part.run(artifact, work(base / str(i), checkpoint)).artifact
-    return artifact, work(base / "build", checkpoint)
 
 
 def test_every_architecture_row_is_a_family_of_ours() -> None:
@@ -173,8 +151,9 @@ def test_a_session_refuses_what_does_not_fit(tmp_path: Path) -> None:
 
 
 @needs_llama
-def test_fastest_builds_both_and_keeps_one_with_the_numbers_of_all(tmp_path: Path) -> None:
-    graph, todo = graph_of(tmp_path)
+def test_fastest_builds_each_and_keeps_one_with_the_numbers_of_all(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="pip install 'openclaw-opt[openvino]'")
+    graph, todo = graph_of(tmp_path, backend="fastest")
     engine = fastest.build(graph, host(), todo.folder / "engine")
     said = engine.facts.notes
     assert engine.facts.backend in CANDIDATES

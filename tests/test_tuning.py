@@ -15,7 +15,7 @@ from openclaw_opt.numerics.stats import Estimate
 from openclaw_opt.plan import check_recipe
 from openclaw_opt.recipe import load_recipe
 from openclaw_opt.targets import host
-from tests.test_gguf import graph_of
+from tests.lowered import graph_of
 
 SPINNING = "session.intra_op.allow_spinning"
 

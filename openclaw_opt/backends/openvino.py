@@ -1,6 +1,7 @@
 """The OpenVINO engine: openvino_model.xml and .bin as optimum-intel and OpenVINO's own servers open them.
 
-It starts from the graph that `fuse` lowers for it, which ONNX Runtime runs too. Two things are proven before it counts as built:
+It starts from the portable graph, which ONNX Runtime runs too: OpenVINO fuses norms, rotation and attention when it compiles, and
+multiplies with low-bit weights where a dequantized constant is all that a MatMul reads. Two things are proven before it counts as built:
 
     * the same file, compiled to compute in float32 with a float32 cache (EXACT), gives the graph's outputs (`exact_twin`; compared
       by the pipeline);
@@ -53,7 +54,7 @@ def build(
     """The engine in `folder`: openvino_model.xml, openvino_model.bin, engine.json, graph.json, assets/.
 
     Args:
-        graph: in dialect `openvino`.
+        graph: a portable one.
         target: a CPU.
         require_realised: a quantized layer whose weights OpenVINO expands is an error; else it is a row of the receipt.
 
@@ -65,7 +66,7 @@ def build(
     began, facts = time.monotonic(), graph.facts
     if why := missing():
         raise MachineError(why, fix=FIX)
-    if facts.dialect != "openvino":
+    if facts.dialect != "portable":
         raise VerificationError(f"a graph of dialect {facts.dialect!r} is not for OpenVINO", where=str(graph.folder))
     _refuse_others(facts)
     from openclaw_opt.backends import openvino_receipt
@@ -139,7 +140,7 @@ def open_engine(engine: Engine, *, threads: int | None = None, watch: Callable[[
     options = facts.session if watch is None else {**facts.session, "PERF_COUNT": True}
     if facts.task == "decoder":
         return OvDecoder(file, facts.graph, options, threads=threads, watch=watch)
-    return OvGeneric(file, options, threads=threads, watch=watch)
+    return OvGeneric(file, facts.graph, options, threads=threads, watch=watch)
 
 
 def _write(graph: Graph, folder: Path, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""A graph of dialect `openvino` as OpenVINO's own model: caches inside as state, attention without a guard that never acts.
+"""A portable graph as OpenVINO's own model: caches inside as state, attention without a guard that never acts.
 
     past_key_values.i.* → present.i.*     become a variable, [batch, kv_heads, 0, head_dim] after `reset_state`, whose rows
                                           `beam_idx` [batch] int32 picks, as OpenVINO's and Optimum's generation expect

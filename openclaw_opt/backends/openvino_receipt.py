@@ -1,7 +1,7 @@
 """What OpenVINO really runs: its compiled model as a graph of executed nodes, each with its type and what it reads.
 
 A quantized layer is realised where the FullyConnected that bears its name reads weights of few bits; where OpenVINO expanded them
-when it compiled, that node reads float32. The compiled model names nodes after those they came from.
+when it compiled, it reads float32. The compiled model names nodes after those they came from.
 """
 
 from __future__ import annotations

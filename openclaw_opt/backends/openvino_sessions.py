@@ -99,6 +99,7 @@ class OvDecoder(SteppingDecoder):
         return self._run(self._request, ids, mask, positions, columns[:1])[:, 0]
 
     def _run(self, request: Any, ids: Ids, mask: Ids, positions: Ids, rows: Ids) -> Floats:
+        _check_ids(ids, self.facts)
         feed = {
             "input_ids": ids,
             "attention_mask": mask,
@@ -116,8 +117,16 @@ class OvDecoder(SteppingDecoder):
 class OvGeneric(GenericSession):
     """An encoder or a vision model in OpenVINO; arguments as of OvDecoder."""
 
-    def __init__(self, file: Path, options: Options, *, threads: int | None = None, watch: Watch | None = None) -> None:
-        self._watch = watch
+    def __init__(
+        self,
+        file: Path,
+        facts: GraphFacts,
+        options: Options,
+        *,
+        threads: int | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self._facts, self._watch = facts, watch
         self._model = compiled(read(file), file, options, threads)
         self._request = self._model.create_infer_request()
         self._inputs = {value.get_any_name(): value.get_element_type().to_dtype() for value in self._model.inputs}
@@ -130,8 +139,16 @@ class OvGeneric(GenericSession):
         """Arrays by input name -> every output as float32. Raises RecipeError for a missing or unknown input."""
         if feed.keys() != self._inputs.keys():
             raise RecipeError(f"the model takes {sorted(self._inputs)}, not {sorted(feed)}")
+        if "input_ids" in feed:
+            _check_ids(np.asarray(feed["input_ids"], np.int64), self._facts)
         typed = {name: np.ascontiguousarray(value, self._inputs[name]) for name, value in feed.items()}
         found = self._request.infer(typed, share_inputs=True, share_outputs=True)
         if self._watch is not None:
             self._watch(self._request)
         return {name: np.array(value, np.float32) for name, value in zip(self._outputs, found.values(), strict=True)}
+
+
+def _check_ids(ids: Ids, facts: GraphFacts) -> None:
+    """OpenVINO reads zeros where the embedding has no row, and says nothing. Raises RecipeError."""
+    if facts.vocab is not None and (ids.min() < 0 or ids.max() >= facts.vocab):
+        raise RecipeError(f"token ids reach from {ids.min()} to {ids.max()}; the model has 0 to {facts.vocab - 1}")

@@ -80,7 +80,7 @@ class Cache(ABC):
 
 
 class GrowingCache(Cache):
-    """portable, openvino: each present, allocated by the runtime, is the next past; padding comes first."""
+    """portable: each present, allocated by the runtime, is the next past; padding comes first."""
 
     def start(self, batch: int, capacity: int) -> None:
         self._values = self._buffers(batch, 0)
@@ -153,7 +153,6 @@ class StaticCache(SharedCache):
 
 CACHES: dict[str, Callable[[GraphFacts, str], Cache]] = {
     "portable": GrowingCache,
-    "openvino": GrowingCache,
     "onnxruntime": SharedCache,
     "tensorrt": StaticCache,
 }

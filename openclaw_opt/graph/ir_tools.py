@@ -60,6 +60,22 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def copied(graph: Graph, folder: Path, context: int | None = None) -> Graph:
+    """The same graph in `folder`; `context` bounds it further, in tokens. No link: onnx_ir reads no weights that have two names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    twin = Graph(folder)
+    for name in (graph.onnx.name, DATA_FILE):
+        shutil.copyfile(graph.folder / name, folder / name)
+    copy_assets(graph, twin)
+    twin.write_facts(graph.facts.model_copy(update={"context": shorter(graph.facts.context, context)}))
+    return twin
+
+
+def shorter(one: int | None, other: int | None) -> int | None:
+    """The smaller of two limits in tokens; None where there is none."""
+    return min((limit for limit in (one, other) if limit is not None), default=None)
+
+
 def sweep(model: ir.Model) -> None:
     """Drop nodes and initializers that no output needs, and order the rest."""
     passes.RemoveUnusedNodesPass()(model)

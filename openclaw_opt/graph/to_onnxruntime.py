@@ -57,14 +57,14 @@ def lower(graph: Graph, folder: Path, *, accuracy_level: int = FAST, context: in
     ir_tools.sweep(model)
     _drop_unused_positions(model)
     for fused, wanted in zip(fusions, _wanted(facts, convolutions.count), strict=False):
-        check_fused(fused, wanted, graph)
+        _check(fused, wanted, graph)
     result = ir_tools.write_model(model, folder)
     ir_tools.copy_assets(graph, result)
     counts = {fused.name: fused.count for fused in fusions if fused.count}
     changes = {
         "dialect": "onnxruntime",
         "fusions": {**facts.fusions, **counts},
-        "context": shorter(facts.context, context),
+        "context": ir_tools.shorter(facts.context, context),
     }
     result.write_facts(facts.model_copy(update=changes))
     return result
@@ -85,15 +85,10 @@ def with_accuracy_level(graph: Graph, folder: Path, level: int) -> Graph:
     return twin
 
 
-def shorter(one: int | None, other: int | None) -> int | None:
-    """The smaller of two limits; None where there is none."""
-    return min((limit for limit in (one, other) if limit is not None), default=None)
-
-
 def _wanted(facts: GraphFacts, convolutions: int) -> list[tuple[int, int | None]]:
     """Least and most applications of each rewrite, in the order of `lower`; None for no upper bound."""
     formats = [format_named(layer.format) for layer in facts.quantized]
-    weight_only = weight_only_layers(facts)
+    weight_only = sum(row.weight_only for row in formats)
     # Of the layers with int8 activations, those that are not convolutions are linears.
     linears = sum(row.weight == row.activation == "INT8" and not row.dynamic for row in formats) - convolutions
     layers = len(facts.kv)
@@ -102,13 +97,7 @@ def _wanted(facts: GraphFacts, convolutions: int) -> list[tuple[int, int | None]
     return [(0, None), (weight_only, weight_only), (linears, linears), (layers, layers), norms]
 
 
-def weight_only_layers(facts: GraphFacts) -> int:
-    """How many layers have quantized weights and float activations."""
-    return sum(format_named(layer.format).weight_only for layer in facts.quantized)
-
-
-def check_fused(fused: Fused, wanted: tuple[int, int | None], graph: Graph) -> None:
-    """Raises VerificationError unless a rewrite applied as often as it should, at least and at most, and refused nothing."""
+def _check(fused: Fused, wanted: tuple[int, int | None], graph: Graph) -> None:
     least, most = wanted
     if fused.count >= least and (most is None or fused.count <= most) and not fused.reasons:
         return

@@ -45,7 +45,7 @@ def weight_bytes(shape: tuple[int, ...], quant: LayerQuant | None, backend: str,
         blocks = outputs * (inputs // quant.block)
         zeros = outputs * -(-(inputs // quant.block) // 2) if quant.kind == "uint4" else 0
         return outputs * inputs // 2 + blocks * width + zeros
-    if not quant.input_scale and not quant.dynamic and backend != "tensorrt":
+    if not quant.input_scale and not quant.dynamic and backend not in ("tensorrt", "openvino"):
         block = next((size for size in NBITS_BLOCKS if inputs % size == 0), GGUF_BLOCK)
         blocks = outputs * -(-inputs // block)
         return blocks * block + blocks * width

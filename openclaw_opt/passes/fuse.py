@@ -67,7 +67,7 @@ class Fuse(Pass):
         told = ", ".join(f"{count} {name}" for name, count in sorted(fusions.items()) if count)
         return Done(
             graph,
-            changed=told or "kept as it is: encoders are fused by the runtime itself",
+            changed=told or f"kept as it is: {_whose(work.backend)}",
             count=max(1, sum(fusions.values())),
             proof=proof,
             details={"fusions": fusions},
@@ -78,12 +78,12 @@ class Fuse(Pass):
             from openclaw_opt.graph import to_tensorrt
 
             return to_tensorrt.lower(source, work.folder, self.context)
-        from openclaw_opt.graph import to_onnxruntime, to_openvino
+        from openclaw_opt.graph import ir_tools, to_onnxruntime
 
         if work.backend == "openvino":
-            return to_openvino.lower(source, work.folder, context=self.context)
+            return ir_tools.copied(source, work.folder, self.context)
         if work.backend == FASTEST:
-            to_openvino.lower(source, work.folder / SECOND, context=self.context)
+            ir_tools.copied(source, work.folder / SECOND, self.context)
 
         # GGUF is written from this graph and proven against it, so it must be exact; `fastest` chooses the level when it builds.
         level = self.accuracy_level
@@ -100,3 +100,10 @@ class Fuse(Pass):
         return to_onnxruntime.lower(
             source, work.folder / PROOF, accuracy_level=to_onnxruntime.EXACT, context=self.context
         )
+
+
+def _whose(backend: str) -> str:
+    """Who fuses a graph that goes through unchanged."""
+    if backend == "openvino":
+        return "OpenVINO takes the portable graph and fuses it when it compiles"
+    return "encoders are fused by the runtime itself"
