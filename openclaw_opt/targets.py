@@ -204,6 +204,18 @@ def cpu_title() -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
 
 
+VECTORS = (("avx512_vnni", "AVX-512 VNNI"), ("avx_vnni", "AVX-VNNI"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
+"""Flags of /proc/cpuinfo that decide which kernels a runtime has here, the widest first."""
+
+
+def cpu_vectors() -> str:
+    """This CPU's widest vector instructions that kernels of low-bit products use; empty where they are not known."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    return next((name for flag, name in VECTORS if flag in flags), "")
+
+
 def formats_of(target: Target, backend: str) -> list[str]:
     """The formats this backend realises on this target."""
     return [name for name, row in FORMATS.items() if target.realises(row, backend)]

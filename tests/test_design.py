@@ -256,7 +256,7 @@ def test_a_format_row_is_complete(row: Format) -> None:
     assert row.weight_bits > 0
     assert row.scale_bits > 0
     assert row.block is None or row.block > 0
-    assert set(row.backends) <= {"onnxruntime", "tensorrt", "gguf"}
+    assert set(row.backends) <= {"onnxruntime", "tensorrt", "gguf", "openvino"}
     assert row.backends
     assert row.compute >= (7, 5)
 

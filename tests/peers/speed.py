@@ -8,7 +8,7 @@ them memory is read, so that the fraction of the bandwidth is that of the same m
 page, each under its own command and date; `--models` alone only writes the page again. A peer that cannot be built or opened, or is
 not ready in time, is listed as `not measured` with its last words. `minilm` is the encoder's race, speed_encoder.py.
 
-Ours run in this environment: `pip install -e .[gguf]`, with `--find-links FOLDER` where llama-cpp-python was compiled before.
+Ours run in this environment: `pip install -e .[gguf,openvino]`, with `--find-links FOLDER` where llama-cpp-python was compiled before.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from openclaw_opt.backends.host_rates import Reader  # noqa: E402
+from openclaw_opt.targets import cpu_title, cpu_vectors  # noqa: E402
 from tests.peers import shapes, speed_builds  # noqa: E402
-from tests.peers.speed_page import page  # noqa: E402
+from tests.peers.speed_page import decides, page  # noqa: E402
 
 PROMPT, STEPS, WARMUP = 64, 40, 1
 SCORED, SCORED_TOKENS = 8, 96
@@ -48,7 +49,7 @@ VENVS: dict[str, tuple[str, ...]] = {
     "openvino": ("torch==2.13.0", "optimum-intel[openvino]==2.2.0", "openvino==2026.4.1", "nncf==3.4.0"),
 }  # fmt: skip
 """Environment → its packages; Olive's patches a file of onnxruntime-genai that 0.15 no longer has, so it builds with 0.14.1 and its
-results run in 0.18.0 like the others. Peers that are not named in HOMES run in this one (with `pip install -e .[gguf]`)."""
+results run in 0.18.0 like the others. Peers that are not named in HOMES run in this one (with `pip install -e .[gguf,openvino]`)."""
 HOMES = {
     "pytorch": "torch",
     "torch": "torch",
@@ -59,12 +60,12 @@ HOMES = {
 }
 PEERS = (
     "pytorch-fp32", "pytorch-bf16", "torch-compile-fp32", "torchao-int8", "torchao-int4", "genai-int4-32", "genai-int4-128",
-    *speed_builds.OLIVE, "openvino-int8", "openvino-int4", "llama.cpp-q8_0", "llama.cpp-q4_0", "ours-onnxruntime", "ours-gguf",
+    *speed_builds.OLIVE, "openvino-int8", "openvino-int4", "llama.cpp-q8_0", "llama.cpp-q4_0", "ours-onnxruntime", "ours-gguf", "ours-openvino",
 )  # fmt: skip
 ENCODER_PEERS = (
     "torch-float32", "torch-compile", "torchao-int8-dynamic", "onnxruntime-float32", "onnxruntime-fused", "onnxruntime-dynamic",
     "onnxruntime-fused-dynamic", "openvino-float32", "openvino-int8-weights", "openvino-int8-static",
-    "ours-int8-weight-only", "ours-int8-per-token", "ours-float32",
+    "ours-int8-weight-only", "ours-int8-per-token", "ours-float32", "ours-openvino-int8-weight-only", "ours-openvino-float32",
 )  # fmt: skip
 EVERYONE = (*PEERS, *ENCODER_PEERS)
 NOT_RUN = {
@@ -243,7 +244,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         shutil.copytree(shapes.DEMO, checkpoint, dirs_exist_ok=True)
     else:
         shapes.write(name, checkpoint)
-    wanted = {"onnxruntime": "ours-onnxruntime", "float": "llama.cpp"}
+    wanted = {"onnxruntime": "ours-onnxruntime", "openvino": "ours-openvino", "float": "llama.cpp"}
     asked = [name for name, peer in wanted.items() if any(one.startswith(peer) for one in args.peers)]
     speed_builds.ours(checkpoint, cache, ("gguf", *asked))
     from openclaw_opt.backends.gguf import weight_bytes
@@ -303,21 +304,32 @@ def main() -> None:
         found["command"] = f"python tests/peers/speed.py --cache FOLDER --models {name} --rounds {args.rounds}"
         if set(args.peers) != set(EVERYONE):
             found["command"] += f" --peers {' '.join(args.peers)}"
+        found["machine"] = machine()
         found["when"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        results = in_order([one for one in results if one["model"] != name] + [found])
+        results = in_order([one for one in results if not replaced(one, found)] + [found])
         written(results, args)
     if not args.models:
         written(results, args)
 
 
 def written(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Raw numbers and page; what builds took is what the cache says now."""
-    for one in results:
+    """Raw numbers and page; what builds took on this machine is what the cache says now."""
+    for one in (one for one in results if one.get("machine") == machine()):
         cache = args.cache / one["model"]
         if "weight_bytes" in one and (cache / "builds.json").is_file():
             one.update(sizes(cache / "checkpoint", cache))
     (args.output / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.output / "speed.md").write_text(page(results, PEERS, NOT_RUN, ENCODER_PEERS))
+
+
+def machine() -> str:
+    """As the page names it: which kernels a runtime has here hangs on the vector instructions."""
+    return f"{cpu_title()}, {cpu_vectors() or 'instruction set not known'}"
+
+
+def replaced(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Does a new table take an old one's place: of the same model, and of the same machine or of one so busy that it decided nothing? Pure."""
+    return old["model"] == new["model"] and (old.get("machine") == new["machine"] or not decides(old))
 
 
 def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

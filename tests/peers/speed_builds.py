@@ -31,7 +31,9 @@ INT4 = """\
   - quantize: {format: int4, algorithm: rtn, block: 32, keep: [head]}
   - quantize: {format: int8_weight_only, keep: ["layers.*"]}
 """
-OURS = {"onnxruntime": ("onnxruntime", INT4), "gguf": ("gguf", INT4), "float": ("gguf", "")}
+OURS = {
+    "onnxruntime": ("onnxruntime", INT4), "gguf": ("gguf", INT4), "openvino": ("openvino", INT4), "float": ("gguf", ""),
+}  # fmt: skip
 """Artifact → its backend and what is quantized; `float` is what llama.cpp quantizes itself."""
 BUILDER = {"type": "ModelBuilder", "precision": "int4", "int4_block_size": 32, "int4_accuracy_level": 4}
 OLIVE: dict[str, dict[str, Any]] = {

@@ -31,12 +31,15 @@ DATA = {
 """The recipe's own."""
 RECIPE = ROOT / "recipes" / "minilm-int8-cpu.yaml"
 HOMES = {"torch": "torch", "torchao": "torch", "onnxruntime": "genai", "openvino": "openvino"}
+WEIGHT_ONLY = "{quantize: {format: int8_weight_only}}, "
 OURS = {
-    "ours-int8-weight-only": "{quantize: {format: int8_weight_only}}, ",
-    "ours-int8-per-token": "{quantize: {format: int8_per_token}}, ",
-    "ours-float32": "",
+    "ours-int8-weight-only": (WEIGHT_ONLY, "onnxruntime"),
+    "ours-int8-per-token": ("{quantize: {format: int8_per_token}}, ", "onnxruntime"),
+    "ours-float32": ("", "onnxruntime"),
+    "ours-openvino-int8-weight-only": (WEIGHT_ONLY, "openvino"),
+    "ours-openvino-float32": ("", "openvino"),
 }
-"""The shipped recipe's passes, activations rounded a token at a time, and nothing quantized."""
+"""What is quantized, and the backend: the shipped recipe's passes, activations rounded a token at a time, and nothing."""
 
 
 def built(name: str, cache: Path) -> None:
@@ -44,7 +47,15 @@ def built(name: str, cache: Path) -> None:
     if (cache / name / "engine.json").is_file():
         return
     command = [sys.executable, "-m", "openclaw_opt", "build", "--recipe", str(RECIPE), "--output", str(cache / name)]
-    more = ["--set", f"passes=[{OURS[name]}export, fuse, build]", "--set", "metrics=[]", "--set", "budgets={}"]
+    quantize, backend = OURS[name]
+    more = [
+        "--set",
+        f"passes=[{quantize}export, fuse, {{build: {{backend: {backend}}}}}]",
+        "--set",
+        "metrics=[]",
+        "--set",
+        "budgets={}",
+    ]
     paths = ["--cache", str(cache / "passes")]
     speed_builds.built(name, cache / "builds.json", [*command, *more, *paths], {"PYTHONPATH": str(ROOT)})
 

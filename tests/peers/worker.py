@@ -226,6 +226,7 @@ PEERS: dict[str, Callable[[str, Path], Peer]] = {
     "llama.cpp-q8_0": lambda checkpoint, cache: llama_cpp(cache, "q8_0"),
     "ours-onnxruntime": lambda checkpoint, cache: ours(cache, "onnxruntime"),
     "ours-gguf": lambda checkpoint, cache: ours(cache, "gguf"),
+    "ours-openvino": lambda checkpoint, cache: ours(cache, "openvino"),
 }
 
 
