@@ -69,12 +69,14 @@ class KvShape(Facts):
     cache: str | None = None
     """Format of the cache, a row of formats.CACHES; None for the graph's float type."""
     block: int | None = None
-    """Channels that share a half-precision scale stored with each token; None where scales are constants of the graph."""
+    """Channels that share what is stored with each token to scale them; None where scales are constants of the graph."""
+    scale_bits: int = SCALE_BITS
+    """Of that: a half-precision scale, or a float32 scale and zero point."""
 
     def token_bytes(self, dtype: FloatType) -> float:
         """Bytes of one token's keys and values in this layer; `dtype` is the graph's."""
         bits: float = 8 * FLOAT_BYTES[dtype] if self.cache is None else CACHES[self.cache].bits
-        bits += SCALE_BITS / self.block if self.block else 0
+        bits += self.scale_bits / self.block if self.block else 0
         return 2 * self.kv_heads * self.head_dim * bits / 8
 
 

@@ -112,16 +112,15 @@ class CacheFormat:
 CACHES: dict[str, CacheFormat] = {
     row.name: row
     for row in (
-        CacheFormat("int8", 8, -128, 127, 32, ("onnxruntime", "gguf")),
-        CacheFormat("int4", 4, -8, 7, 32, ("onnxruntime", "gguf")),
+        CacheFormat("int8", 8, -128, 127, 32, ("onnxruntime", "gguf", "openvino")),
+        CacheFormat("int4", 4, -8, 7, 32, ("onnxruntime", "gguf", "openvino")),
     )
 }
 NO_CACHE: dict[str, str] = {
     "tensorrt": "its in-place cache update takes float32, float16 and bfloat16 alone",
     "fp8": "ONNX Runtime has no such kernel on a CPU, llama.cpp no such type, and TensorRT's in-place update refuses it",
     "cuda": "ONNX Runtime's CUDA kernel was not tried, and nothing that was not run is promised",
-    "openvino": "how many numbers share a scale in its caches of 8 and 4 bits cannot be read from it, so their size could not be stated",
-    "fastest": "the runtimes a cache differently, so that a build must name one",
+    "fastest": "the runtimes round a cache differently, so that a build must name one",
 }
 """Why a backend, a format or a device does not hold a low-bit cache. docs/log.md says what was tried."""
 

@@ -350,19 +350,48 @@ def test_a_cache_of_another_type_than_asked_fails_the_build(tmp_path: Path, monk
         Build(backend="gguf").run(graph, todo)
 
 
-def gguf_graph(base: Path, name: str) -> tuple[Graph, Any]:
+def gguf_graph(base: Path, name: str, backend: str = "gguf") -> tuple[Graph, Any]:
     """A tiny Qwen 3, whose heads of 32 channels llama.cpp can round."""
     from openclaw_opt.passes.export import Export
     from openclaw_opt.passes.fuse import Fuse
     from openclaw_opt.passes.load import Load
     from tests import tiny
-    from tests.test_gguf import work
+    from tests.lowered import work
 
     checkpoint: Any = tiny.open_tiny(tiny.write_checkpoint(base / "checkpoint", "qwen3", std=0.05))
     artifact = checkpoint
     for i, part in enumerate((Load(), Quantize.model_validate({"kv_cache": name}), Export(), Fuse())):
-        artifact = part.run(artifact, work(base / str(i), checkpoint)).artifact
-    return artifact, work(base / "build", checkpoint)
+        artifact = part.run(artifact, work(base / str(i), checkpoint, backend)).artifact
+    return artifact, work(base / "build", checkpoint, backend)
+
+
+@pytest.mark.parametrize(("name", "word", "each"), [("int8", "u8", 32 + 8), ("int4", "u4", 16 + 8)])
+def test_openvino_holds_the_cache_and_its_float_twin_proves_it(name: str, word: str, each: int, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="pip install 'openclaw-opt[openvino]'")
+    graph, todo = gguf_graph(tmp_path, name, "openvino")
+    build = Build(backend="openvino")
+    done = build.run(graph, todo)
+    assert done.proof is not None
+    verification = compare(build, graph, done.artifact, make_probe(gguf.decoder_spec(graph), 0), done.proof)
+    assert verification.value is not None
+    assert verification.value < 1e-5
+    facts = done.artifact.facts
+    assert [(row.layer, row.asked, row.realised, row.ok) for row in facts.receipt] == [
+        (f"layers.{i}.cache", name, f"{name} a token and head", True) for i in range(2)
+    ]
+    assert facts.graph.token_bytes == 2 * 2 * 2 * each, "layers, keys and values, heads of 32 with scale and zero point"
+    assert f"the file asks OpenVINO for a cache in {word} (KV_CACHE_PRECISION)" in "; ".join(facts.notes)
+
+
+def test_a_cache_that_openvino_does_not_round_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the property for a cache that its attention then holds in float: what lies in the state decides."""
+    pytest.importorskip("openvino", reason="pip install 'openclaw-opt[openvino]'")
+    from openclaw_opt.backends import openvino
+
+    graph, todo = gguf_graph(tmp_path, "int8", "openvino")
+    monkeypatch.setitem(openvino.CACHES, "int8", "f16")
+    with pytest.raises(VerificationError, match=r"layers\.0\.cache: asked int8, got float"):
+        Build(backend="openvino").run(graph, todo)
 
 
 # What is refused, before any work.
@@ -383,14 +412,17 @@ def complaints(options: dict[str, Any], **changes: Any) -> list[tuple[str, str, 
 L4 = {"target": TARGETS["l4"], "backend": "tensorrt"}
 INT8: dict[str, Any] = {"kv_cache": "int8"}
 QWEN3 = {"family": "qwen3", "arch": "Qwen3ForCausalLM"}
+GEMMA2 = {"family": "gemma2", "arch": "Gemma2ForCausalLM"}
 AUTO = {**INT8, "format": "auto", "candidates": ["int4", "int8"], "within": {"perplexity.recovery": ">= 0.9"}}
 NAME = "name a format, or leave it out"
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, str, str]] = [
     ({}, {}, "it names neither a format nor a kv_cache", "", "format: int8, or kv_cache: int8"),
     (INT8, L4, "tensorrt does not realise an int8 cache on NVIDIA L4: its in-place cache update takes", "kv_cache", "kv_cache: float"),
     (INT8, {**L4, "backend": "onnxruntime"}, "an int8 cache is not offered on NVIDIA L4: ONNX Runtime's CUDA", "kv_cache", "kv_cache: float"),
-    (INT8, {"backend": "fastest"}, "int8 cache: ONNX Runtime and llama.cpp round", "kv_cache", "backend: onnxruntime, or backend: gguf"),
+    (INT8, {"backend": "fastest"}, "int8 cache: the runtimes round", "kv_cache", "backend: onnxruntime, gguf or openvino"),
     (INT8, {"backend": "gguf"}, "llama.cpp rounds a cache in blocks of 32", "kv_cache", "kv_cache: float, or backend: onnxruntime"),
+    (INT8, {"backend": "openvino", **GEMMA2}, "OpenVINO has no kernel for attention", "kv_cache", "kv_cache: float, or backend: onnxruntime"),
+    ({**INT8, "kv_calibration": "mse"}, {"backend": "openvino"}, "kv_calibration has no effect on openvino: OpenVINO", "kv_calibration", "leave it out"),
     ({**INT8, "kv_calibration": "mse"}, {"backend": "gguf", **QWEN3}, "kv_calibration has no effect on gguf", "kv_calibration", "leave it out"),
     (INT8, {"calibration": None}, "an int8 cache needs calibration data", "kv_cache", "add `calibration` to `data`"),
     ({"kv_cache": "int4", "kv_calibration": "entropy"}, {}, "int4 has no entropy", "kv_calibration", "legal: max, percentile, mse"),
@@ -432,7 +464,7 @@ def test_the_recipe_is_refused_with_its_line(write_recipe: Callable[..., Path]) 
     path = write_recipe(("format: int8, algorithm: max", "kv_cache: int8"), ("- build", "- build: {backend: fastest}"))
     with pytest.raises(RecipeError) as caught:
         check_recipe(load_recipe(path))
-    assert f"{path}:8: quantize: int8 cache: ONNX Runtime and llama.cpp round" in str(caught.value)
+    assert f"{path}:8: quantize: int8 cache: the runtimes round a cache differently" in str(caught.value)
     with pytest.raises(RecipeError, match=r"(?s)kv_cache: fp8 is not realised.*fix: kv_cache: int8"):
         load_recipe(write_recipe(("format: int8, algorithm: max", "kv_cache: fp8"), name="fp8"))
 

@@ -183,13 +183,11 @@ def test_fastest_says_which_formats_are_no_candidate(tmp_path: Path) -> None:
     assert "openvino is no candidate: OpenVINO does not realise int8_per_token" in engine.facts.notes
 
 
-def test_check_refuses_a_gpu_other_formats_and_a_low_bit_cache(write_recipe: Callable[..., Path]) -> None:
+def test_check_refuses_a_gpu_and_other_formats(write_recipe: Callable[..., Path]) -> None:
     to_openvino = ("- build", "- build: {backend: openvino}")
-    cache = ("{format: int8, algorithm: max}", "{format: int4, algorithm: rtn, kv_cache: int8}")
     cases = {
         (to_openvino, ("target: host", "target: l4")): ("openvino is for a CPU, not for NVIDIA L4", "target: host"),
         (to_openvino,): ("openvino does not realise int8 on", "format: int8_weight_only"),
-        (to_openvino, cache): ("openvino does not realise an int8 cache on", "kv_cache: float"),
     }
     for changes, (what, fix) in cases.items():
         with pytest.raises(RecipeError) as error:

@@ -7,8 +7,8 @@ multiplies with low-bit weights where a dequantized constant is all that a MatMu
       by the pipeline);
     * every quantized layer's product reads weights of few bits, by the compiled model itself (the receipt).
 
-What is left is what OpenVINO rounds for speed: activations to int8 in groups, the cache to half precision, everything to bfloat16
-where the CPU multiplies that. It is measured, against the proof and as accuracy.
+What is left is what OpenVINO rounds for speed: activations to int8 in groups, the cache to half precision (or to 8 or 4 bits, where the
+recipe asks for it), everything to bfloat16 where the CPU multiplies that. It is measured, against the proof and as accuracy.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from openclaw_opt import zeros
-from openclaw_opt.artifacts import Engine, EngineFacts, Graph, GraphFacts
+from openclaw_opt.artifacts import SCALE_BITS, Engine, EngineFacts, Graph, GraphFacts, KvShape
 from openclaw_opt.backends import cache_notes
 from openclaw_opt.backends.realised import check_realised
 from openclaw_opt.errors import MachineError, RecipeError, VerificationError
 from openclaw_opt.formats import format_named
+from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.targets import Target
 
 Progress = Callable[[float, str], None]
@@ -34,8 +35,8 @@ FIX = "pip install 'openclaw-opt[openvino]'"
 FILE, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
 CACHE, GROUPS, PRECISION = "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_PRECISION_HINT"
 EXACT: Options = {PRECISION: "f32", GROUPS: 0, CACHE: "f32"}
-HALF_CACHE: Options = {CACHE: "f16"}
-"""A cache that no recipe asked to round: OpenVINO's own default is 8 bits."""
+CACHES = {None: "f16", "int8": "u8", "int4": "u4"}
+"""Format of a decoder's cache → OpenVINO's word; without one half precision, as no recipe asked for its own default of 8 bits."""
 
 
 def missing() -> str:
@@ -72,11 +73,15 @@ def build(
     from openclaw_opt.backends import openvino_receipt
 
     progress(0.1, "writing OpenVINO's model")
-    options = HALF_CACHE if facts.task == "decoder" else {}
+    held = _cache_of(facts)
+    options: Options = {CACHE: CACHES[held]} if facts.task == "decoder" else {}
     _write(graph, folder, options)
     progress(0.6, "compiling it for the receipt")
-    nodes, precision, groups = _compiled(folder / FILE, options)
+    model = _compiled(folder / FILE, options)
+    nodes = openvino_receipt.executed(model)
     rows = openvino_receipt.receipt(facts.quantized, nodes)
+    if held is not None:
+        rows += openvino_receipt.cache_receipt(model, facts, held)
     if require_realised:
         check_realised(rows, folder)
     layers = len(facts.kv)
@@ -88,7 +93,7 @@ def build(
             target=target.name,
             dialect=facts.dialect,
             dtype=facts.dtype,
-            graph=facts,
+            graph=facts.model_copy(update={"kv": tuple(_held(kv, held) for kv in facts.kv)}),
             files=(FILE, WEIGHTS),
             receipt=rows,
             kernels=(openvino_receipt.kernel_row(nodes, layers),),
@@ -96,7 +101,7 @@ def build(
                 *zeros.notes(facts, (target,), "openvino"),
                 *cache_notes(facts),
                 *openvino_receipt.attention_note(nodes, layers),
-                *_rounding(precision, groups if rows else 0, options),
+                *_rounding(model, facts, options),
             ),
             session=options,
             tool=_tool(),
@@ -123,7 +128,9 @@ def exact_twin(engine: Engine, folder: Path) -> Engine:
     for name in engine.facts.files:
         ir_tools.link_or_copy(engine.folder / name, folder / name)
     twin = Engine(folder)
-    twin.write_facts(engine.facts.model_copy(update={"session": EXACT}))
+    graph = engine.facts.graph
+    float_cache = graph.model_copy(update={"kv": tuple(_held(kv, None) for kv in graph.kv)})
+    twin.write_facts(engine.facts.model_copy(update={"session": EXACT, "graph": float_cache}))
     return twin
 
 
@@ -160,35 +167,42 @@ def _write(graph: Graph, folder: Path, options: Options) -> None:
     ir_tools.copy_assets(graph, written)
 
 
-def _compiled(file: Path, options: Options) -> tuple[Any, str, int]:
-    """Executed nodes; the type that the rest is computed in; activations that share a scale where they are rounded to int8.
+def _cache_of(facts: GraphFacts) -> str | None:
+    """Format of the cache that the recipe asks for; None for float."""
+    spec = DecoderSpec.model_validate(facts.decoder) if facts.decoder else None
+    return None if spec is None or spec.cache is None else spec.cache.format
 
-    Raises VerificationError where OpenVINO holds its cache otherwise than asked.
-    """
+
+def _held(kv: KvShape, cache: str | None) -> KvShape:
+    """A layer's cache as OpenVINO holds it: of each token and head a float32 scale and zero point for all channels."""
+    block = None if cache is None else kv.head_dim
+    return kv.model_copy(update={"cache": cache, "block": block, "scale_bits": 64 if block else SCALE_BITS})
+
+
+def _compiled(file: Path, options: Options) -> Any:
+    """The compiled model. Raises VerificationError where OpenVINO holds its cache otherwise than asked."""
     from openclaw_opt.backends.openvino_model import read
-    from openclaw_opt.backends.openvino_receipt import executed
     from openclaw_opt.backends.openvino_sessions import compiled
 
     # Without `options`: a runtime that knows nothing of us must find them in the file.
     model = compiled(read(file), file, {})
     if CACHE in options and (held := model.get_property(CACHE).get_type_name()) != options[CACHE]:
         raise VerificationError(f"OpenVINO holds its cache in {held}, not in {options[CACHE]}", where=str(file))
-    return executed(model), model.get_property(PRECISION).get_type_name(), int(model.get_property(GROUPS))
+    return model
 
 
-def _rounding(precision: str, groups: int, options: Options) -> tuple[str, ...]:
-    said = []
-    if groups:
+def _rounding(model: Any, facts: GraphFacts, options: Options) -> tuple[str, ...]:
+    """What OpenVINO rounds on this CPU, as it says itself."""
+    said, groups = [], int(model.get_property(GROUPS))
+    if groups and facts.quantized:
         said.append(
             f"where the CPU has instructions for it, OpenVINO rounds what goes into weight-only products to int8, {groups} numbers to a "
             f"scale ({GROUPS})"
         )
-    if precision != "f32":
+    if (precision := model.get_property(PRECISION).get_type_name()) != "f32":
         said.append(f"OpenVINO computes in {precision} on this CPU ({PRECISION})")
-    said += [
-        f"the file asks OpenVINO for a cache in {value} ({name}); its default is 8 bits"
-        for name, value in options.items()
-    ]
+    if CACHE in options:
+        said.append(f"the file asks OpenVINO for a cache in {options[CACHE]} ({CACHE}); its own default is u8")
     return tuple(said)
 
 

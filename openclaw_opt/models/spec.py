@@ -57,7 +57,7 @@ class CacheSpec(Facts):
     format: str
     """A row of formats.CACHES."""
     dynamic: bool = False
-    """The runtime finds scales of its own when it writes (llama.cpp's Q8_0 and Q4_0): there are none beside the weights, and
+    """The runtime finds scales of its own when it writes (llama.cpp's Q8_0 and Q4_0, OpenVINO's u8 and u4): there are none beside the weights, and
     the model and its graph compute with a float cache."""
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from openclaw_opt.passes.quantize import Quantize
 
 FLOAT: Final = "float"
+FINDERS = {"gguf": "llama.cpp", "openvino": "OpenVINO"}
+"""Backends whose runtime finds the scales of its cache when it writes."""
 STAYS = "kv_cache: float"
 DEFAULT_PERCENTILE = 99.99
 OF_CACHES = ("kv_calibration", "kv_per_channel")
@@ -35,7 +37,7 @@ def read_word(word: Any) -> Any:
 
 def is_dynamic(backend: str) -> bool:
     """Does the engine find the scales itself?"""
-    return backend == "gguf"
+    return backend in FINDERS
 
 
 def complaints(options: Quantize, view: View) -> Iterator[Complaint]:
@@ -62,13 +64,16 @@ def complaints(options: Quantize, view: View) -> Iterator[Complaint]:
 def _backend(options: Quantize, view: View, spec: DecoderSpec) -> Iterator[Complaint]:
     row, word, title = CACHES[options.kv_cache], options.kv_cache, view.target.title
     if view.backend == FASTEST:
-        yield Complaint(f"{word} cache: {NO_CACHE[FASTEST]}", "kv_cache", "backend: onnxruntime, or backend: gguf")
+        yield Complaint(f"{word} cache: {NO_CACHE[FASTEST]}", "kv_cache", "backend: onnxruntime, gguf or openvino")
     elif view.backend not in row.backends:
         why = NO_CACHE.get(view.backend, "it has no such cache")
         yield Complaint(f"{view.backend} does not realise an {word} cache on {title}: {why}", "kv_cache", STAYS)
     elif view.backend == "onnxruntime" and view.target.is_gpu:
         yield Complaint(f"an {word} cache is not offered on {title}: {NO_CACHE['cuda']}", "kv_cache", STAYS)
-    elif is_dynamic(view.backend) and spec.head_dim % row.blocks:
+    elif view.backend == "openvino" and spec.attention_softcap is not None:
+        what = "OpenVINO has no kernel for attention with capped logits, and without it the cache stays float"
+        yield Complaint(what, "kv_cache", f"{STAYS}, or backend: onnxruntime")
+    elif view.backend == "gguf" and spec.head_dim % row.blocks:
         what = (
             f"llama.cpp rounds a cache in blocks of {row.blocks}, which do not divide the head_dim of {spec.head_dim}"
         )
@@ -79,7 +84,7 @@ def _data(options: Quantize, view: View) -> Iterator[Complaint]:
     if is_dynamic(view.backend):
         for name in OF_CACHES:
             if getattr(options, name) is not None:
-                what = f"{name} has no effect on gguf: llama.cpp finds the scales of its cache when it runs"
+                what = f"{name} has no effect on {view.backend}: {FINDERS[view.backend]} finds the scales of its cache when it runs"
                 yield Complaint(what, name, "leave it out")
         return
     if view.calibration is None:

@@ -121,7 +121,8 @@ class Quantize(Pass):
     Default: `head` for decoders, the classifier for vision models, nothing for encoders; nothing with `format: auto`."""
     kv_cache: Literal["float", "int8", "int4"] = FLOAT
     """Type of a decoder's key/value cache: `float`, that of the graph; `int8` or `int4` on a CPU, where ONNX Runtime's attention kernel
-    has a calibrated scale for each head and channel, and llama.cpp finds one for 32 channels of each token when it runs."""
+    has a calibrated scale for each head and channel, llama.cpp finds one for 32 channels of each token when it runs, and OpenVINO one for
+    each token and head."""
     kv_calibration: Ranges | None = None
     """`kv_cache` on ONNX Runtime: how ranges of keys and values are found; entropy for int8 alone. Default: max."""
     kv_per_channel: bool | None = None
