@@ -35,6 +35,8 @@ def graph_of(
         options["keep"] = ("head",)
     if format in ROUNDED:
         options["algorithm"] = "rtn"
+    if format == "int4":
+        options["calibration"] = "signed"  # negative scales, which every runtime for a CPU must multiply rightly
     quantize = [] if format == "float" else [Quantize.model_validate(options)]
     artifact: Any = checkpoint
     for i, part in enumerate([Load(), *quantize, Export(), Fuse()]):

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from openclaw_opt.numerics import microscaling as mx
 from openclaw_opt.numerics import quantization as q
+from openclaw_opt.numerics.grid import grid_of, signed_grid
 
 BLOCK = 16
 FLOATS = st.one_of(st.just(0.0), st.floats(2.0**-13, 8192.0, width=32), st.floats(-8192.0, -(2.0**-13), width=32))
@@ -190,3 +191,45 @@ def test_nvfp4_of_zeros_is_zero_and_saturates() -> None:
     assert torch.equal(mx.fake_quantize_nvfp4(torch.zeros(2, 32)), torch.zeros(2, 32))
     x = torch.full((1, 16), 100.0)
     assert torch.equal(mx.fake_quantize_nvfp4(x, amax=torch.tensor(1.0)), torch.ones(1, 16))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 6), st.integers(1, 4), st.sampled_from((16, 32)), st.integers(0, 2**32 - 1))
+def test_a_signed_grid_holds_the_largest_of_a_block_exactly(n: int, blocks: int, block: int, seed: int) -> None:
+    """Steps are an eighth of the largest value; only what passes the code 7 on the other side is further off than half a step."""
+    weight = torch.randn(n, blocks * block, generator=torch.Generator().manual_seed(seed))
+    grid = signed_grid(weight, block)
+    codes, rounded = grid.codes(weight), grid.rounded(weight)
+    parts, made = weight.reshape(n, blocks, block), rounded.reshape(n, blocks, block)
+    at = parts.abs().argmax(-1, keepdim=True)
+    torch.testing.assert_close(made.gather(-1, at), parts.gather(-1, at))
+    assert (codes.reshape(n, blocks, block).gather(-1, at) == -8).all()
+    step = (parts.abs().amax(-1, keepdim=True) / 8).expand_as(parts)
+    off, clipped = (made - parts).abs(), codes.reshape(n, blocks, block) == 7
+    assert (off <= torch.where(clipped, step, step / 2) * (1 + 1e-5)).all()
+
+
+def test_signed_ranges_round_finer_and_zero_blocks_stay_zero() -> None:
+    weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
+    weight[0, :32] = 0
+    plain, signed = (
+        float((grid.rounded(weight) - weight).square().mean())
+        for grid in (grid_of(weight, "int4", 32), signed_grid(weight, 32))
+    )
+    assert signed < 0.88 * plain, "steps are 7/8 as wide; clipping takes back a part of the 0.77"
+    assert not signed_grid(weight, 32).rounded(weight)[0, :32].any()
+
+
+def test_signed_ranges_are_those_of_onnx_runtimes_own_rounding() -> None:
+    """The reference: ONNX Runtime's quantizer, symmetric, as onnxruntime-genai's builder calls it."""
+    from onnxruntime.capi._pybind_state import quantize_matmul_4bits
+
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(3))
+    codes, scales, zeros = np.zeros((64, 3, 16), np.uint8), np.zeros((64, 3), np.float32), np.zeros((64, 2), np.uint8)
+    quantize_matmul_4bits(codes, np.ascontiguousarray(weight.T.numpy()), scales, zeros, 32, 64, 96, True)
+    grid = signed_grid(weight, 32)
+    np.testing.assert_allclose(grid.scale.numpy(), scales, rtol=1e-6)
+    theirs = np.stack([codes & 15, codes >> 4], -1).reshape(64, 96).astype(np.int32) - 8
+    ours = grid.codes(weight).numpy()
+    assert (np.abs(ours - theirs) <= 1).all()
+    assert (ours != theirs).mean() < 1e-3, "ties round otherwise"

@@ -177,6 +177,12 @@ def test_blocks_the_engine_refuses(write_recipe: Write) -> None:
     change = ("{format: int8, algorithm: max}", "{format: int4, algorithm: rtn, block: 16}")
     file = write_recipe(change, ("target: host", "target: rtx3060"))
     assert mistakes(file) == ["8: quantize: TensorRT takes int4 in blocks of 32, 64, 128, not 16 | block: 32"]
+    signed = ("{format: int8, algorithm: max}", "{format: int4, algorithm: rtn, calibration: signed}")
+    file = write_recipe(signed, ("target: host", "target: rtx3060"))
+    assert mistakes(file) == [
+        "8: quantize: TensorRT takes no negative scale, which signed ranges have | calibration: mse"
+    ]
+    check_recipe(load_recipe(write_recipe(signed)))
 
 
 def test_bfloat16_is_refused_because_it_cannot_be_verified(write_recipe: Write) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from openclaw_opt import formats
 from openclaw_opt.artifacts import GraphFacts, KvShape
@@ -36,12 +37,14 @@ class Cache(ABC):
         self._values: list[Any] = []
         self.binding: Any = None
         """An IOBinding that holds this cache, where one serves every step."""
+        self.logits: NDArray[np.float32] | None = None
+        """What that binding writes logits to, [batch, new tokens, vocab]."""
 
     in_place = False
     """A step's present lies where its past lay, so that one binding serves every step."""
 
     def clear(self) -> None:
-        self._values, self.binding = [], None
+        self._values, self.binding, self.logits = [], None, None
 
     def names(self, prefix: str) -> list[str]:
         return [f"{prefix}.{layer}.{part}" for layer in range(len(self._facts.kv)) for part in ("key", "value")]

@@ -165,6 +165,7 @@ class OrtDecoder(SteppingDecoder):
         self._device = device
         self._session: ort.InferenceSession | None = open_runtime(graph, device=device, options=options)
         self._inputs = {value.name for value in self._session.get_inputs()}
+        self._vocab = int(self._session.get_outputs()[0].shape[-1])
         self._cache = CACHES[self.facts.dialect](self.facts, device)
 
     def close(self) -> None:
@@ -195,19 +196,27 @@ class OrtDecoder(SteppingDecoder):
 
     def _last_logits(self, ids: Ids, mask: Ids, positions: Ids, columns: Ids) -> Floats:
         logits = self._step(self._cache, ids, mask, positions)
-        return np.ascontiguousarray(logits[np.arange(len(ids)), columns])
+        return logits[np.arange(len(ids)), columns]  # a copy
 
     def _step(self, cache: Cache, ids: Ids, mask: Ids, positions: Ids) -> Floats:
+        """Logits of every position; of a cache that is written in place they lie in a buffer that its next step writes to."""
         assert self._session is not None, "the session is closed"
         binding = self._bound(cache)
-        feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        for name in self._inputs & feed.keys():
-            binding.bind_cpu_input(name, np.ascontiguousarray(feed[name], np.int64))
-        binding.bind_output("logits", "cpu")
+        for name, value in (("input_ids", ids), ("attention_mask", mask), ("position_ids", positions)):
+            if name in self._inputs:
+                binding.bind_cpu_input(name, np.ascontiguousarray(value, np.int64))
+        if not cache.in_place:
+            binding.bind_output("logits", "cpu")
+            self._session.run_with_iobinding(binding)
+            values = binding.get_outputs()
+            cache.keep(values[1:])
+            return cast("Floats", np.asarray(values[0].numpy(), np.float32))
+        if cache.logits is None or cache.logits.shape[:2] != ids.shape:
+            # Bound once for all steps of a shape: of a small model, asking for outputs and wrapping them is a tenth of a step.
+            cache.logits = np.empty((*ids.shape, self._vocab), np.float32)
+            binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(cache.logits))
         self._session.run_with_iobinding(binding)
-        values = binding.get_outputs()
-        cache.keep(values[1:])
-        return cast("Floats", np.array(values[0].numpy(), np.float32))
+        return cache.logits
 
     def _bound(self, cache: Cache) -> Any:
         """The caches bound; what is written where it was read stays bound from step to step."""
@@ -219,7 +228,7 @@ class OrtDecoder(SteppingDecoder):
             cache.bind(binding)
             if not cache.in_place:
                 return binding
-            cache.binding = binding
+            cache.binding, cache.logits = binding, None
         return cache.binding
 
 

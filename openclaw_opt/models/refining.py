@@ -2,7 +2,7 @@
 
 Each finds a grid for the weight and rounds the weight to it, in place. modelopt's quantizer is then set to that grid, which
 leaves such a weight as it is: its fake-quantized layer still is what our layer is proven against. modelopt has no quantizer
-with zero points; there its layer keeps the rounded weight and does not quantize it again.
+with zero points or negative scales; there its layer keeps the rounded weight and does not quantize it again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from openclaw_opt.models.schemes import Scheme
 from openclaw_opt.numerics.clipping import block_grams, clipped_grid
 from openclaw_opt.numerics.fitting import Options, fitted
 from openclaw_opt.numerics.gptq import NotPositive
-from openclaw_opt.numerics.grid import AFFINE, Grid, grid_of
+from openclaw_opt.numerics.grid import AFFINE, Grid, grid_of, signed_grid
 from openclaw_opt.numerics.quantization import TOP
 
 
@@ -52,7 +52,7 @@ def refined(
             grids[name] = _with_inputs(name, module.get_submodule(name), scheme, gram, hold=name in held)
 
         each_gram(module, names, calibration, change, progress)
-    elif scheme.row.kind == AFFINE or scheme.clips_weights:
+    elif scheme.row.kind == AFFINE or scheme.clips_weights or scheme.signs_scales:
         for name in names:
             grids[name] = _alone(module.get_submodule(name), scheme)
     return grids
@@ -79,15 +79,20 @@ def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor, *, hold: b
 def _alone(layer: Any, scheme: Scheme) -> Grid:
     weight = layer.weight.float()
     block = scheme.block or weight.shape[1]
-    kind = scheme.row.kind
-    grid = clipped_grid(weight, kind, block) if scheme.clips_weights else grid_of(weight, kind, block)
+    grid = _grid(weight, scheme.row.kind, block, scheme)
     return _put(layer, grid, grid.rounded(weight))
+
+
+def _grid(weight: Tensor, kind: str, block: int, scheme: Scheme) -> Grid:
+    if scheme.signs_scales:
+        return signed_grid(weight, block)
+    return clipped_grid(weight, kind, block) if scheme.clips_weights else grid_of(weight, kind, block)
 
 
 def _put(layer: Any, grid: Grid, values: Tensor) -> Grid:
     """Give the layer the rounded weight, and modelopt's quantizer the grid it lies on."""
     layer.weight.copy_(values.to(layer.weight.dtype))
-    if grid.zero is not None:
+    if grid.zero is not None or grid.is_signed:
         layer.weight_quantizer.disable()
         return grid
     amax = layer.weight_quantizer.amax

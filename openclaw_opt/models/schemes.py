@@ -13,7 +13,7 @@ INT8 = {"num_bits": 8}
 FP8 = {"num_bits": (4, 3)}
 
 
-Ranges = Literal["max", "percentile", "mse", "entropy"]
+Ranges = Literal["max", "percentile", "mse", "entropy", "signed"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,11 @@ class Scheme:
     def searches_ranges(self) -> bool:
         """Are the ranges of activations found from histograms?"""
         return self.ranges != "max" and self.has_ranges
+
+    @property
+    def signs_scales(self) -> bool:
+        """Is the largest weight of a block the code −8, whatever its sign?"""
+        return self.ranges == "signed"
 
     @property
     def clips_weights(self) -> bool:

@@ -2,10 +2,12 @@
 
     code = clamp(round(w / scale) + zero, low, high),   ŵ = (code − zero) · scale
 
-Symmetric grids have zero 0. An asymmetric block spans [min(w, 0), max(w, 0)] in 15 steps, so that 0 is always a code:
+Symmetric grids have zero 0. A signed one of int4 lets the largest value of a block, by its sign, be the code −8: scale = −extreme / 8,
+negative where that value is positive. Its steps are 7/8 of the others', and what lies beyond the code 7 on the other side is clipped.
+An asymmetric block spans [min(w, 0), max(w, 0)] in 15 steps, so that 0 is always a code:
 scale = (max − min) / 15, zero = round(−min / scale). A block whose span is at most DEAD has scale 1. Rounding is half to even.
 
-Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html, https://arxiv.org/abs/1712.05877 (zero points).
+Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html, https://arxiv.org/abs/1712.05877 (zero points), ggml's Q4_0 (signs).
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ class Grid:
     kind: str
     scale: Tensor
     zero: Tensor | None = None
+
+    @property
+    def is_signed(self) -> bool:
+        """Is a scale negative?"""
+        return bool((self.scale < 0).any())
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -76,6 +83,21 @@ class Grid:
         repeat = columns // self.scale.shape[1]
         zero: Tensor | float = 0.0 if self.zero is None else self.zero.repeat_interleave(repeat, 1)
         return self.scale.repeat_interleave(repeat, 1), zero
+
+
+def signed_grid(weight: Tensor, block: int) -> Grid:
+    """The int4 grid of [N, K] on which the largest value of each block is the code −8.
+
+    Raises:
+        ValueError: `block` does not divide K.
+    """
+    return Grid("int4", joined(_signed_scales(blocked(weight[at], block)) for at in slices(weight)))
+
+
+def _signed_scales(parts: Tensor) -> Tensor:
+    """[n, blocks, block] -> [n, blocks]."""
+    extreme = parts.gather(-1, parts.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    return torch.where(extreme.abs() > DEAD, extreme / BOTTOM["int4"], torch.ones_like(extreme))
 
 
 def grid_of(weight: Tensor, kind: str, block: int, shrink: Tensor | float = 1.0) -> Grid:

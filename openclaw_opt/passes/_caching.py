@@ -1,7 +1,8 @@
 """What `quantize: {kv_cache: …}` asks of the recipe's backend and model, checked without torch, and the job it becomes.
 
-Two engines hold a low-bit cache, each in its own way: ONNX Runtime's attention kernel on a CPU with constant scales that are
-calibrated here, llama.cpp in blocks of 32 channels whose half-precision scales it finds when it writes a token.
+Three engines hold a low-bit cache, each in its own way: ONNX Runtime's attention kernel on a CPU with constant scales that are
+calibrated here, llama.cpp in blocks of 32 channels whose half-precision scales it finds when it writes a token, OpenVINO with a scale and
+a zero point that it finds for each token and head.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from pydantic import Field, ValidationInfo, field_validator
 from openclaw_opt.artifacts import Model, Task
 from openclaw_opt.errors import RecipeError, nearest
 from openclaw_opt.formats import FORMATS, Format
-from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work, _caching
+from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work, _caching, _parsers
 from openclaw_opt.passes import candidates as choosing
 from openclaw_opt.passes._caching import DEFAULT_PERCENTILE, FLOAT
 from openclaw_opt.passes._linears import Sizes, generalised, linear_sizes, words
 from openclaw_opt.passes.candidates import AUTO, Candidates, Within
-from openclaw_opt.targets import FASTEST, Target, formats_of
+from openclaw_opt.targets import Target, formats_of
 
 if TYPE_CHECKING:
     from openclaw_opt.models.calibrate import Calibration
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from openclaw_opt.models.spec import DecoderSpec, HfSpec
 
 Algorithm = Literal["max", "smoothquant", "smoothquant_gptq", "rtn", "awq", "awq_full", "gptq", "awq_gptq"]
-Ranges = Literal["max", "percentile", "mse", "entropy"]
+Ranges = Literal["max", "percentile", "mse", "entropy", "signed"]
 
 ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "int8": ("smoothquant", "max"),
@@ -43,7 +43,7 @@ RANGES: dict[str, tuple[Ranges, ...]] = {
     "int8": ("max", "percentile", "mse", "entropy"),
     "int8_per_token": ("max",),
     "int8_weight_only": ("max", "mse"),
-    "int4": ("max", "mse"),
+    "int4": ("max", "mse", "signed"),
     "uint4": ("max", "mse"),
     "fp8": ("max", "percentile", "mse"),
     "nvfp4": ("max",),
@@ -58,7 +58,6 @@ DEFAULT_ALPHA, DEFAULT_DAMPING, DEFAULT_SWEEPS = 0.5, 0.01, 2
 DEFAULT_KEEP = {"decoder": ("head",), "encoder": (), "vision": ("model.classifier*",)}
 BLOCKS = (16, 32, 64, 128, 256)
 NVFP4_BLOCK = 16
-GGUF_BLOCK = 32
 WEIGHTS = "weights"
 """Subfolder for the model whose weights are done and whose cache is not."""
 
@@ -100,7 +99,8 @@ class Quantize(Pass):
     `auto` is the first of these for decoders, and max or rtn for encoders and vision models."""
     calibration: Ranges = "max"
     """How ranges are found. int8, fp8: of activations, the largest value seen, a percentile of the values, the least squared
-    error, or (int8) the least divergence. Weight-only formats with rtn or max: of weights, max or mse."""
+    error, or (int8) the least divergence. Weight-only formats with rtn or max: of weights, max, mse, or (int4, on a CPU) `signed`: the
+    largest of a block is the code -8, its sign in the scale, so that steps are 7/8 as wide."""
     percentile: Annotated[float, Field(gt=50, le=100)] | None = None
     """`calibration` or `kv_calibration: percentile`: how many of the values lie within the range, in percent. Default 99.99."""
     damping: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -199,24 +199,10 @@ class Quantize(Pass):
             *self.option_complaints(view.spec.task),
             *self._data(view),
         ]
-        found += [*self._architecture(view.spec), *self._parser(view.backend)]
+        found += [*self._architecture(view.spec), *_parsers.refused(self, view.backend)]
         if any(earlier.word == "prune" for earlier in view.earlier):
             return found  # layers and sizes are not known yet; `run` looks at the real ones
         return [*found, *self._layers(linear_sizes(view.spec), view.spec.task)]
-
-    def _parser(self, backend: str) -> list[Complaint]:
-        from openclaw_opt.graph.trt_legality import INT4_BLOCKS
-
-        if backend in ("gguf", FASTEST) and self.format == "int4" and self.block_size() != GGUF_BLOCK:
-            what = f"GGUF has int4 in blocks of {GGUF_BLOCK}, not {self.block_size()}"
-            return [Complaint(what, "block", f"block: {GGUF_BLOCK}")]
-        if backend != "tensorrt" or self.format != "int4" or self.block_size() in INT4_BLOCKS:
-            return []
-        near = min(INT4_BLOCKS, key=lambda size: abs(size - (self.block_size() or 0)))
-        legal = ", ".join(map(str, INT4_BLOCKS))
-        return [
-            Complaint(f"TensorRT takes int4 in blocks of {legal}, not {self.block_size()}", "block", f"block: {near}")
-        ]
 
     def _realised(self, target: Target, backend: str) -> list[Complaint]:
         if target.realises(self.row, backend):

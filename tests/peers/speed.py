@@ -3,7 +3,7 @@
     python tests/peers/speed.py --cache FOLDER [--models demo 125m 0.41b 0.5b minilm] [--peers NAME …] [--rounds 9] [--output docs/results]
 
 Each peer lives in a virtual environment of its own under FOLDER, made from the pinned packages below, and runs in its own process;
-a round is one prefill of 64 tokens and 40 decode steps in each, one after the other, and the order turns round by round. Between
+a round is one prefill of 64 tokens and 40 decode steps in each, one after the other with a pause, in an order drawn for each round. Between
 them memory is read, so that the fraction of the bandwidth is that of the same minutes. Models of earlier runs in speed.json stay on the
 page, each under its own command and date; `--models` alone only writes the page again. A peer that cannot be built or opened, or is
 not ready in time, is listed as `not measured` with its last words. `minilm` is the encoder's race, speed_encoder.py.
@@ -38,6 +38,8 @@ from tests.peers import shapes, speed_builds  # noqa: E402
 from tests.peers.speed_page import decides, page  # noqa: E402
 
 PROMPT, STEPS, WARMUP = 64, 40, 1
+SETTLE_S = 0.3
+"""Between two peers: threads of the last one may spin for a while, and would count in the next one's prefill."""
 SCORED, SCORED_TOKENS = 8, 96
 VENVS: dict[str, tuple[str, ...]] = {
     "torch": ("torch==2.13.0", "transformers==5.23.0", "torchao==0.18.0", "numpy==2.4.6"),
@@ -180,12 +182,14 @@ def stop(run: Run) -> None:
 
 
 def race(runs: list[Run], vocab: int, rounds: int, reader: Reader, wait_s: float) -> list[float]:
-    """Rounds in turns; bytes a second of the reading after each turn of all."""
-    random = np.random.default_rng(0)
+    """Rounds in turns, in another order each; bytes a second of the reading after each turn of all."""
+    random, orders = np.random.default_rng(0), np.random.default_rng(1)
     prompt, follow = random.integers(0, vocab, PROMPT).tolist(), random.integers(0, vocab, STEPS).tolist()
     readings = []
     for turn in range(WARMUP + rounds):
-        for run in [run for run in runs if run.process is not None]:
+        alive = [run for run in runs if run.process is not None]
+        for run in [alive[i] for i in orders.permutation(len(alive))]:
+            time.sleep(SETTLE_S)
             found = ask(run, wait_s, do="round", prompt=prompt, follow=follow)
             if found is None:
                 run.why = f"round {turn + 1} did not end within {wait_s:g} s, or the process ended"
@@ -196,7 +200,6 @@ def race(runs: list[Run], vocab: int, rounds: int, reader: Reader, wait_s: float
                 run.least = min(run.least, *found["later"])
         if turn >= WARMUP:
             readings.append(reader.once())
-        runs.append(runs.pop(0))
     return readings
 
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             print(f"minilm: opening {run.name}", file=sys.stderr, flush=True)
             opened(run, task.folder, cache, args.wait)
         load = os.getloadavg()[0]
-        order = list(runs)
+        orders = np.random.default_rng(1)
         for turn in range(speed.WARMUP + args.rounds):
-            for run in [run for run in order if run.process is not None]:
+            alive = [run for run in runs if run.process is not None]
+            for run in [alive[i] for i in orders.permutation(len(alive))]:
+                time.sleep(speed.SETTLE_S)
                 found = speed.ask(run, args.wait, do="round", shapes=SHAPES, times=TIMES)
                 if found is None:
                     run.why = f"round {turn + 1} did not end within {args.wait:g} s, or the process ended"
@@ -100,7 +103,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 elif turn >= speed.WARMUP:
                     for series, new in zip(times[run.name], found["ms"], strict=True):
                         series.append(float(np.median(new)))
-            order.append(order.pop(0))
         accuracy = {run.name: kept(run, task, args.wait) for run in runs}
     finally:
         for run in runs:
