@@ -210,7 +210,6 @@ def facts_of(pattern: str, fmt: str = "") -> GraphFacts:
 
 
 def test_every_backend_has_a_row() -> None:
-    from openclaw_opt.targets import CANDIDATES
 
     assert set(zeros.ENGINES) == {*CANDIDATES, "rtx", "datacenter"}
 
