@@ -307,6 +307,19 @@ def test_gguf_holds_q4_and_q8_and_float_in_one_file(tiny_model: Model, tmp_path:
     assert held == {name: size for name, size in expected.items() if name != "head"}
 
 
+def test_openvino_holds_int4_and_int8_and_float_in_one_engine(tiny_model: Model, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="pip install 'openclaw-opt[openvino]'")
+    from openclaw_opt.backends import openvino
+
+    model = quantized(tiny_model, GGUF_MIX, tmp_path / "model")
+    graph = export_graph(model, tmp_path / "portable", dtype="float32")
+    expected = expected_bytes(model, "openvino")
+    assert {name: held_bytes(graph, name) for name in expected} == expected
+    facts = openvino.build(graph, host(), tmp_path / "engine").facts
+    kinds = {"int4": "i4 FullyConnected", "int8_weight_only": "i8 FullyConnected"}
+    assert {(row.layer, row.realised) for row in facts.receipt} == {(n, kinds[s.format]) for n, s in GGUF_MIX.items()}
+
+
 # Sensitivity.
 
 
