@@ -28,6 +28,7 @@ from tests.lowered import graph_of
 ov = pytest.importorskip("openvino", reason="pip install 'openclaw-opt[openvino]'")
 BUILD = Build(backend="openvino")
 WITHOUT_CACHE = ("bert", "vit", "resnet")
+QUICK = ("llama", "gemma2", "bert")
 UNFUSED = ("gemma2",)
 """Families whose attention OpenVINO has no kernel for: its logits are capped."""
 
@@ -45,7 +46,9 @@ def probe_of(graph: Graph) -> Probe:
     return Probe(np.zeros((0, 0), np.int64), np.zeros(0, np.int64), feed)
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in tiny.CONFIGS]
+)
 def test_the_engine_computes_what_the_graph_computes(family: str, tmp_path: Path) -> None:
     format = "float" if family == "resnet" else "int8_weight_only" if family in WITHOUT_CACHE else "int4"
     graph, todo = graph_of(tmp_path, family, format, "openvino")

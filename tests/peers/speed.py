@@ -43,7 +43,10 @@ SETTLE_S = 0.3
 SCORED, SCORED_TOKENS = 8, 96
 VENVS: dict[str, tuple[str, ...]] = {
     "torch": ("torch==2.13.0", "transformers==5.23.0", "torchao==0.18.0", "numpy==2.4.6"),
-    "genai": ("torch==2.13.0", "transformers==5.23.0", "onnxruntime==1.32.0", "onnxruntime-genai==0.18.0", "onnx==1.23.2", "onnx-ir==1.1.0"),
+    "genai": (
+        "torch==2.13.0", "transformers==5.23.0", "onnxruntime==1.32.0", "onnxruntime-genai==0.18.0",
+        "onnx==1.23.2", "onnx-ir==1.1.0", "onnxscript==0.7.2",
+    ),
     "olive": (
         "torch==2.13.0", "transformers==5.23.0", "olive-ai==0.13.0", "optimum==2.3.0", "requests==2.34.2", "onnx==1.23.2", "onnx-ir==1.1.0",
         "onnxruntime==1.32.0", "onnxruntime-genai==0.14.1",
