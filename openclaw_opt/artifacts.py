@@ -218,7 +218,11 @@ class Measurement(Facts):
 
 def weight_files(folder: Path) -> list[Path]:
     """What the model is made of, in order; tokenizers, logs, reports and the portable twin of a lowered graph are left out."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES and path.parent.name != SECOND]
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in WEIGHT_SUFFIXES and SECOND not in path.relative_to(folder).parts
+    ]
 
 
 @dataclass(frozen=True)
