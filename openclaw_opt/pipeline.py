@@ -18,7 +18,7 @@ from typing import Any
 
 from openclaw_opt import interrupts, verify
 from openclaw_opt.artifacts import Artifact, Checkpoint, Engine, Graph, Measurement, Model, weight_files
-from openclaw_opt.backends.engines import cannot_run
+from openclaw_opt.backends.engines import cannot_run, require_runtime
 from openclaw_opt.comparison.comparable import baseline_record, check_model, provenance_of
 from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
 from openclaw_opt.hooks import Hooks
@@ -64,6 +64,8 @@ def build(  # noqa: PLR0913 - what a build can be asked, by name
         plan = make_plan(recipe, store, until)
         against, beside = opened_baseline(plan, baseline), opened_history(plan, history)
         steps = steps_until(plan, until)
+        if any(step.part.gives() is Engine and not step.cached for step in steps):
+            require_runtime(recipe.backend)
         read_data(plan, steps, store)
         untimed, artifact = run_steps(plan, steps, store, read_manifest(folder), hooks, turns)
         measurements = measure(plan, steps, artifact, store, hooks, turns)

@@ -112,6 +112,8 @@ RAY_TYPES = {
 FASTEST = "fastest"
 """`build: {backend: fastest}`: every one of CANDIDATES is built and timed on this machine."""
 CANDIDATES = ("onnxruntime", "gguf", "openvino")
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "gguf": "llama.cpp", "openvino": "OpenVINO"}
+"""What each of them is called in sentences."""
 
 
 def target_names() -> list[str]:
@@ -197,11 +199,16 @@ def cpu_title() -> str:
     import os
     import platform
 
+    name = _cpuinfo("model name")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name or platform.processor() or platform.machine()}, {cores} cores"
+
+
+def _cpuinfo(word: str) -> str:
+    """What /proc/cpuinfo says of the first core; empty where it says nothing."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(word)), "")
 
 
 VECTORS = (("avx512_vnni", "AVX-512 VNNI"), ("avx_vnni", "AVX-VNNI"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
@@ -210,9 +217,7 @@ VECTORS = (("avx512_vnni", "AVX-512 VNNI"), ("avx_vnni", "AVX-VNNI"), ("avx512f"
 
 def cpu_vectors() -> str:
     """This CPU's widest vector instructions that kernels of low-bit products use; empty where they are not known."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    flags = _cpuinfo("flags").split()
     return next((name for flag, name in VECTORS if flag in flags), "")
 
 

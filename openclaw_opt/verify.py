@@ -29,13 +29,12 @@ from openclaw_opt.formats import CACHES, FORMATS
 from openclaw_opt.models.spec import DecoderSpec, HfSpec
 from openclaw_opt.passes import Pass
 from openclaw_opt.records import Verification
+from openclaw_opt.targets import RUNTIMES
 
 BATCH, PROMPT, STEPS = 2, 24, 4
 FLIPPED = 2 / 127
 MOST = 0.25
 """What known rounding may move an output by, of the largest output: more is no rounding. What it costs is measured as accuracy."""
-RUNTIMES = {"gguf": "llama.cpp", "openvino": "OpenVINO"}
-"""Backends whose engines run elsewhere than in ONNX Runtime."""
 Array = NDArray[np.float32]
 
 

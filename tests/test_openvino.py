@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from openclaw_opt.artifacts import SECOND, Engine, Graph, weight_files
-from openclaw_opt.backends import fastest, openvino
+from openclaw_opt.backends import fastest, openvino, openvino_receipt
 from openclaw_opt.backends.engines import cannot_run
+from openclaw_opt.cli import main
 from openclaw_opt.errors import MachineError, RecipeError, VerificationError
 from openclaw_opt.graph import ir_tools
 from openclaw_opt.passes.build import Build
@@ -150,6 +152,33 @@ def test_without_the_package_the_engine_says_so(tmp_path: Path, monkeypatch: pyt
         openvino.build(graph, host(), tmp_path / "again")
 
 
+def test_a_missing_package_ends_the_build_before_the_first_pass(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    int4 = ("{format: int8, algorithm: max}", "{format: int4, algorithm: rtn}")
+    recipe = write_recipe(int4, ("- build", "- build: {backend: openvino}"))
+    monkeypatch.setattr(openvino, "find_spec", lambda name: None)
+    output, words = tmp_path / "out", ["openclaw-opt", "build", "--recipe", str(recipe)]
+    monkeypatch.setattr(sys, "argv", [*words, "--cache", str(tmp_path / "cache"), "--output", str(output)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    said = capsys.readouterr().err
+    assert "openvino not installed" in said
+    assert "pip install 'openclaw-opt[openvino]'" in said
+    assert not list(output.glob("*")), "nothing half-written"
+    assert not weight_files(tmp_path / "cache")
+
+
+def test_weights_of_a_build_in_a_folder_named_as_the_twin_are_counted(tmp_path: Path) -> None:
+    (tmp_path / SECOND).mkdir()
+    graph, _ = graph_of(tmp_path / SECOND, backend="openvino")
+    assert [path.name for path in weight_files(graph.folder)] == ["model.onnx", "model.onnx.data"]
+
+
 def test_the_profile_names_layers_and_adds_up(tmp_path: Path) -> None:
     graph, todo = graph_of(tmp_path, backend="openvino")
     engine = BUILD.run(graph, todo).artifact
@@ -177,6 +206,18 @@ def _onnxruntime(engine: Engine) -> Any:
     from openclaw_opt.backends.onnxruntime import open_engine
 
     return open_engine(engine)
+
+
+def test_a_candidate_that_does_not_realise_a_layer_is_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, todo = graph_of(tmp_path, "bert", "int8_weight_only", "fastest")
+    monkeypatch.setitem(openvino_receipt.LOW_BIT, "int8_weight_only", ())
+    engine = fastest.build(graph, host(), todo.folder / "engine")
+    assert engine.facts.backend == "onnxruntime"
+    assert any(
+        n.startswith("openvino is no candidate: ") and "do not run in the format" in n for n in engine.facts.notes
+    )
 
 
 def test_fastest_says_which_formats_are_no_candidate(tmp_path: Path) -> None:

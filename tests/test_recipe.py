@@ -183,6 +183,14 @@ def test_blocks_the_engine_refuses(write_recipe: Write) -> None:
         "8: quantize: TensorRT takes no negative scale, which signed ranges have | calibration: mse"
     ]
     check_recipe(load_recipe(write_recipe(signed)))
+    for options, said in (
+        (
+            "{format: int8, algorithm: max, calibration: signed}",
+            "int8 has no signed calibration | legal: max, percentile, mse, entropy",
+        ),
+        ("{format: int4, algorithm: gptq, calibration: signed}", "gptq finds its own ranges | leave it out"),
+    ):
+        assert mistakes(write_recipe((signed[0], options))) == [f"8: quantize: {said}"]
 
 
 def test_bfloat16_is_refused_because_it_cannot_be_verified(write_recipe: Write) -> None:

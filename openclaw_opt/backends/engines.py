@@ -21,6 +21,12 @@ def packaged(backend: str) -> Any:
     return import_module(f"openclaw_opt.backends.{backend}")
 
 
+def require_runtime(backend: str) -> None:
+    """Raises MachineError where the backend's package is not here: said before the first pass, not after the last."""
+    if backend in PACKAGED and (why := packaged(backend).missing()):
+        raise MachineError(why, fix=f"pip install 'openclaw-opt[{backend}]'")
+
+
 def cannot_run(facts: EngineFacts) -> str:
     """Why the engine cannot run here, as the report says it; empty if it can."""
     if not facts.finished:

@@ -23,7 +23,7 @@ from openclaw_opt.artifacts import SECOND, Engine, Graph, GraphFacts
 from openclaw_opt.backends import DecoderSession, GenericSession
 from openclaw_opt.backends.engines import open_engine
 from openclaw_opt.backends.onnxruntime import sample_feed
-from openclaw_opt.errors import MachineError, OptError, RecipeError
+from openclaw_opt.errors import MachineError, OptError, RecipeError, VerificationError
 from openclaw_opt.graph.to_onnxruntime import FAST, with_accuracy_level
 from openclaw_opt.numerics.stats import Estimate, paired_ratio
 from openclaw_opt.targets import CANDIDATES, Target
@@ -123,7 +123,7 @@ def _built(name: str, graph: Graph, target: Target, folder: Path, asked: Asked, 
                 tune=asked.tune,
             ),
         )
-    except (RecipeError, MachineError) as error:
+    except (RecipeError, MachineError, VerificationError) as error:
         errors.append(error)
         return Trial(name, why=error.what)
 

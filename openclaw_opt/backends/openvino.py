@@ -64,9 +64,9 @@ def build(
         RecipeError: a layer's format is none of OpenVINO's.
         VerificationError: the graph is of another dialect, or a precision was not realised.
     """
-    began, facts = time.monotonic(), graph.facts
     if why := missing():
         raise MachineError(why, fix=FIX)
+    began, facts = time.monotonic(), graph.facts
     if facts.dialect != "portable":
         raise VerificationError(f"a graph of dialect {facts.dialect!r} is not for OpenVINO", where=str(graph.folder))
     _refuse_others(facts)
@@ -141,13 +141,11 @@ def open_engine(engine: Engine, *, threads: int | None = None, watch: Callable[[
     """
     if why := missing():
         raise MachineError(why, fix=FIX)
-    from openclaw_opt.backends.openvino_sessions import OvDecoder, OvGeneric
+    from openclaw_opt.backends.openvino_sessions import opened
 
     facts, file = engine.facts, engine.folder / FILE
     options = facts.session if watch is None else {**facts.session, "PERF_COUNT": True}
-    if facts.task == "decoder":
-        return OvDecoder(file, facts.graph, options, threads=threads, watch=watch)
-    return OvGeneric(file, facts.graph, options, threads=threads, watch=watch)
+    return opened(file, facts.graph, options, threads=threads, watch=watch)
 
 
 def _write(graph: Graph, folder: Path, options: Options) -> None:

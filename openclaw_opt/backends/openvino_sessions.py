@@ -45,33 +45,39 @@ def compiled(model: Any, file: Path, options: Options, threads: int | None = Non
         ) from error
 
 
-class OvDecoder(SteppingDecoder):
-    """A decoder in OpenVINO.
+def opened(
+    file: Path, facts: GraphFacts, options: Options, *, threads: int | None = None, watch: Watch | None = None
+) -> OvDecoder | OvGeneric:
+    """A session on OpenVINO's own file.
 
     Args:
         file: openvino_model.xml, with its .bin beside it.
         facts: of the graph that it was made from.
         options: OpenVINO's properties, by its own names.
         threads: of a step; None for every core this process may use.
+    """
+    model = read(file)
+    if facts.task != "decoder":
+        return OvGeneric(compiled(model, file, options, threads), facts, watch)
+    last_rows(model)
+    return OvDecoder(compiled(model, file, options, threads), facts, watch)
+
+
+class OvDecoder(SteppingDecoder):
+    """A decoder in OpenVINO.
+
+    Args:
+        model: an `openvino.CompiledModel` with the input `rows`.
+        facts: of the graph that it was made from.
         watch: told of the request after each run, e.g. an `openvino_profile.NodeTimes`.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        facts: GraphFacts,
-        options: Options,
-        *,
-        threads: int | None = None,
-        watch: Watch | None = None,
-    ) -> None:
+    def __init__(self, model: Any, facts: GraphFacts, watch: Watch | None = None) -> None:
         super().__init__(facts)
-        self._watch, model = watch, read(file)
-        last_rows(model)
-        self._model = compiled(model, file, options, threads)
-        self._request = self._model.create_infer_request()
+        self._model, self._watch = model, watch
+        self._request = model.create_infer_request()
         self._scoring: Any = None
-        self._inputs = {name for value in self._model.inputs for name in value.get_names()}
+        self._inputs = {name for value in model.inputs for name in value.get_names()}
 
     def close(self) -> None:
         self._request = self._scoring = self._model = None
@@ -115,22 +121,13 @@ class OvDecoder(SteppingDecoder):
 
 
 class OvGeneric(GenericSession):
-    """An encoder or a vision model in OpenVINO; arguments as of OvDecoder."""
+    """An encoder or a vision model in OpenVINO; arguments as of OvDecoder, of a model as it is."""
 
-    def __init__(
-        self,
-        file: Path,
-        facts: GraphFacts,
-        options: Options,
-        *,
-        threads: int | None = None,
-        watch: Watch | None = None,
-    ) -> None:
-        self._facts, self._watch = facts, watch
-        self._model = compiled(read(file), file, options, threads)
-        self._request = self._model.create_infer_request()
-        self._inputs = {value.get_any_name(): value.get_element_type().to_dtype() for value in self._model.inputs}
-        self._outputs = [value.get_any_name() for value in self._model.outputs]
+    def __init__(self, model: Any, facts: GraphFacts, watch: Watch | None = None) -> None:
+        self._model, self._facts, self._watch = model, facts, watch
+        self._request = model.create_infer_request()
+        self._inputs = {value.get_any_name(): value.get_element_type().to_dtype() for value in model.inputs}
+        self._outputs = [value.get_any_name() for value in model.outputs]
 
     def close(self) -> None:
         self._request = self._model = None

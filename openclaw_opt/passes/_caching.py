@@ -14,14 +14,14 @@ from openclaw_opt.errors import RecipeError
 from openclaw_opt.formats import CACHES, NO_CACHE
 from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.passes import Complaint, View
-from openclaw_opt.targets import FASTEST
+from openclaw_opt.targets import FASTEST, RUNTIMES
 
 if TYPE_CHECKING:
     from openclaw_opt.models.caching import CacheJob
     from openclaw_opt.passes.quantize import Quantize
 
 FLOAT: Final = "float"
-FINDERS = {"gguf": "llama.cpp", "openvino": "OpenVINO"}
+FINDERS = ("gguf", "openvino")
 """Backends whose runtime finds the scales of its cache when it writes."""
 STAYS = "kv_cache: float"
 DEFAULT_PERCENTILE = 99.99
@@ -85,7 +85,7 @@ def _data(options: Quantize, view: View) -> Iterator[Complaint]:
     if is_dynamic(view.backend):
         for name in OF_CACHES:
             if getattr(options, name) is not None:
-                what = f"{name} has no effect on {view.backend}: {FINDERS[view.backend]} finds the scales of its cache when it runs"
+                what = f"{name} has no effect on {view.backend}: {RUNTIMES[view.backend]} finds the scales of its cache when it runs"
                 yield Complaint(what, name, "leave it out")
         return
     if view.calibration is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from openclaw_opt.artifacts import SECOND, Graph
+from openclaw_opt.backends.engines import packaged
 from openclaw_opt.models.spec import DecoderSpec
 from openclaw_opt.passes import PROOF, Complaint, Done, Kind, Pass, View, Work
 from openclaw_opt.targets import FASTEST
@@ -59,6 +60,10 @@ class Fuse(Pass):
             )
         return found
 
+    def ingredients(self, view: View) -> dict[str, Any]:
+        """With `fastest`, whether OpenVINO is here decides whether the portable graph goes along for it."""
+        return {"openvino": packaged("openvino").missing()} if view.backend == FASTEST else {}
+
     def run(self, source: Graph, work: Work) -> Done[Graph]:
         work.progress(0.2, f"lowering for {work.backend}")
         graph = self._lower(source, work)
@@ -82,7 +87,7 @@ class Fuse(Pass):
 
         if work.backend == "openvino":
             return ir_tools.copied(source, work.folder, self.context)
-        if work.backend == FASTEST:
+        if work.backend == FASTEST and not packaged("openvino").missing():
             ir_tools.copied(source, work.folder / SECOND, self.context)
 
         # GGUF is written from this graph and proven against it, so it must be exact; `fastest` chooses the level when it builds.
