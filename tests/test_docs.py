@@ -235,7 +235,8 @@ def fenced(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     """Lines of consoles and of indented blocks that call our verbs which do no work."""
-    lines = re.findall(r"^(?:\$ | {4})(openclaw-opt .+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r" \\\n *", " ", page.read_text(encoding="utf-8"))
+    lines = re.findall(r"^(?:\$ | {4})(openclaw-opt .+)$", text, flags=re.MULTILINE)
     return [line for line in lines if shlex.split(line, comments=True)[1] in VERBS and "--output" not in line]
 
 
