@@ -33,7 +33,7 @@ ASSETS = re.compile(
     r"config\.json|generation_config\.json|preprocessor_config\.json|.*token.*|vocab.*|merges\.txt|.*\.model|chat_template.*"
 )
 
-PIECE = 1 << 24  # elements
+PIECE = 1 << 20  # elements
 
 
 @dataclass(frozen=True)
@@ -215,12 +215,14 @@ def _not_finite(tensor: torch.Tensor) -> tuple[int, int]:
     """How many NaN and how many infinities, looked at in pieces so that no large mask is made."""
     if not tensor.is_floating_point():
         return 0, 0
+    from openclaw_opt.numerics.finite import is_finite
+
     nan = infinite = 0
     flat = tensor.reshape(-1)
     for begin in range(0, flat.numel(), PIECE):
         part = flat[begin : begin + PIECE]
-        values = part.float() if part.element_size() == 1 else part  # float8 has no isnan
-        if not values.isfinite().all():
+        values = part.float() if part.element_size() == 1 else part  # float8 has no order
+        if not is_finite(values):
             nan, infinite = nan + int(values.isnan().sum()), infinite + int(values.isinf().sum())
     return nan, infinite
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,7 @@ def test_each_format_on_llama(llama: Runner, fmt: str, algorithm: str) -> None:
         assert all(row.output_sqnr_db > row.plain_output_sqnr_db for row in rows), rows  # type: ignore[operator]
     assert all(row.output_sqnr_db is not None and row.output_sqnr_db > least - 17 for row in rows)
     assert rows[0].parameters == (4 + 2 + 2) * 16 * 64
-    assert done.details["largest_difference_from_modelopt"] < 1e-6
+    assert done.details["largest_difference_from_fake_quantized"] < 1e-6
     assert done.details["calibration"]["tokens"] == 1024
     assert done.details["kept"] == ["head"]
     module = open_model(done.artifact)
@@ -122,7 +124,7 @@ def test_every_decoder_family(family: str, tmp_path: Path) -> None:
         done = runner(tokens(), format=fmt, algorithm=algorithm)
         layers = len(read_facts(runner.model).spec.layers)  # type: ignore[union-attr]
         assert done.count == 4 * layers
-        assert done.details["largest_difference_from_modelopt"] < 1e-6
+        assert done.details["largest_difference_from_fake_quantized"] < 1e-6
         assert torch.isfinite(logits(done.artifact)).all()
 
 
@@ -131,6 +133,39 @@ def test_weights_alone_need_no_data(llama: Runner) -> None:
         done = llama(None, format=fmt, algorithm=algorithm)
         assert all(row["output_sqnr_db"] is None and row["weight_sqnr_db"] for row in done.details["layers"])
         assert done.details["calibration"]["tokens"] == 0
+
+
+@pytest.mark.parametrize(("fmt", "algorithm"), [("int8_weight_only", "max"), ("int4", "rtn")])
+def test_rounding_to_nearest_is_modelopts(llama: Runner, fmt: Any, algorithm: Any) -> None:
+    """What the pass does without it: its own quantizers on the same layers give the same weights, and the same outputs."""
+    done, theirs = llama(None, format=fmt, algorithm=algorithm), open_model(llama.model)
+    ours, scheme = open_model(done.artifact), Quantize(format=fmt, algorithm=algorithm).job("decoder").scheme
+    names = list(read_facts(done.artifact).quant)
+    modelopt.calibrated(theirs, names, scheme, None, silent)
+    for name in names:
+        layer, made = theirs.get_submodule(name), ours.get_submodule(name)
+        assert isinstance(made, QuantLinear)
+        torch.testing.assert_close(layer.weight_quantizer(layer.weight), made.weight_values(torch.float32))  # type: ignore[operator]
+        modelopt.prove_equal(name, layer, made, torch.randn(32, made.in_features))
+
+
+def test_what_modelopt_adds_nothing_to_does_not_load_it(llama: Runner, tmp_path: Path) -> None:
+    """It takes longer to import than a small model takes to round."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {llama.checkpoint.folder}\ntarget: host\nmetrics: []\n"
+        "passes: [{quantize: {format: int4, algorithm: rtn}}, export, fuse, {build: {backend: onnxruntime}}]\n"
+    )
+    code = (
+        "import sys; from openclaw_opt.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'modelopt', 'datasets'}))"
+    )
+    places = ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, "build", "--recipe", str(recipe), *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_source_is_left_as_it_was(llama: Runner, tmp_path: Path) -> None:
@@ -341,7 +376,7 @@ def test_resnet(fmt: str, tmp_path: Path) -> None:
     found = [layer for layer in module.modules() if isinstance(layer, QuantLayer)]
     assert len(found) == done.count > 3
     assert all(isinstance(layer, QuantConv2d) for layer in found)
-    assert done.details["largest_difference_from_modelopt"] < 1e-6
+    assert done.details["largest_difference_from_fake_quantized"] < 1e-6
 
 
 # Data as the recipe names it, not as a test makes it.
@@ -478,7 +513,9 @@ def test_a_wrong_conversion_is_caught(llama: Runner, monkeypatch: pytest.MonkeyP
         return replace(parts, **{damage: value})
 
     monkeypatch.setattr(modelopt, "parts_of", wrong)
-    with pytest.raises(VerificationError, match=r"layers\.0\.qkv: the quantized layer differs from nvidia-modelopt's"):
+    with pytest.raises(
+        VerificationError, match=r"layers\.0\.qkv: the quantized layer differs from the fake-quantized one"
+    ):
         llama(tokens(), format="int8", algorithm="max")
 
 
@@ -621,7 +658,7 @@ def test_fp8_by_channel_is_proven_and_loses_less(llama: Runner) -> None:
     assert isinstance(layer, QuantLinear)
     assert layer.weight_scale.shape == (128,)
     assert channel.changed == "8 of 9 linear layers to fp8 (max, per channel)"
-    assert channel.details["largest_difference_from_modelopt"] < 1e-6
+    assert channel.details["largest_difference_from_fake_quantized"] < 1e-6
     assert whole.details["layers"][0]["weight_sqnr_db"] != channel.details["layers"][0]["weight_sqnr_db"]
 
 

@@ -18,7 +18,7 @@ from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.linear import QuantConv2d, QuantLayer, QuantLinear
 from openclaw_opt.models.modelopt import calibrated, dead_note, layer_of, prove_equal
 from openclaw_opt.models.plain import plain_parts
-from openclaw_opt.models.refining import refined
+from openclaw_opt.models.refining import refined, round_to_nearest
 from openclaw_opt.models.schemes import Job
 from openclaw_opt.models.stages import Stage, let_go
 from openclaw_opt.models.survey import Reach, ranges, survey
@@ -49,7 +49,7 @@ class Piece:
     """Rows of the report's layer table, by layer."""
     unreached: Sequence[str]
     proven: float | None
-    """Largest difference from nvidia-modelopt's layers."""
+    """Largest difference from fake-quantized layers."""
 
 
 @dataclass
@@ -84,7 +84,9 @@ def convert(
     names, unreached = _reached(names, reach)
     theirs = opened()
     untie(theirs, names)
-    said = calibrated(theirs, names, job.scheme, feed.floats, part(progress, 0.1, 0.55))
+    said: Sequence[str] = ()
+    if job.scheme.is_modelopts:
+        said = calibrated(theirs, names, job.scheme, feed.floats, part(progress, 0.1, 0.55))
     grids = refined(theirs, names, job.scheme, feed.changed, part(progress, 0.55, 0.8), sparse)
     if feed.rounded is not None:
         feed.rounded(theirs)
@@ -93,6 +95,8 @@ def convert(
         assert feed.floats is not None
         _set_ranges(reference, theirs, names, job, feed.floats, part(progress, 0.8, 0.85))
     ours = {name: layer_of(theirs.get_submodule(name), job.scheme, grids.get(name)) for name in names}
+    if not job.scheme.is_modelopts:
+        round_to_nearest(theirs, [name for name in names if name not in grids], job.scheme)
     prove_zeros(reference, ours, sparse)
     plain = (
         {} if job.is_plain else {name: _plain(reference.get_submodule(name), job, reach.get(name)) for name in names}

@@ -175,13 +175,13 @@ def blocks_on_cpu() -> Iterator[None]:
 
 
 def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts:
-    """The numbers of one of modelopt's quantized layers (nn.Linear or nn.Conv2d), as our layers take them.
+    """The numbers of a layer (nn.Linear or nn.Conv2d) that modelopt or `refined` is done with, as our layers take them.
 
     Args:
-        grid: what `refined` rounded the weight to; None where modelopt's own ranges hold.
+        grid: what `refined` rounded the weight to; None where largest values are the ranges.
     """
     weight, kind, block = layer.weight.detach().float(), scheme.row.kind, scheme.block
-    amax, shared, zero = layer.weight_quantizer.amax, None, None
+    shared, zero = None, None
     if grid is not None:
         codes, scale, zero = on_grid(weight, grid)
     elif kind == "int4":
@@ -189,10 +189,10 @@ def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts
         codes, scale = quantize_blocks(weight, block)
     elif kind == "nvfp4":
         assert block is not None
-        made = quantize_nvfp4(weight, amax, block)
+        made = quantize_nvfp4(weight, layer.weight_quantizer.amax, block)
         codes, scale, shared = made.packed, made.scale, made.global_scale
     else:
-        amax = channel_amax(weight) if kind == "int8" else amax.float()
+        amax = channel_amax(weight) if kind == "int8" else layer.weight_quantizer.amax.float()
         amax = amax if amax.numel() > 1 else amax.reshape(())
         codes, scale = quantize(weight, amax, kind), scale_of(amax.flatten() if amax.ndim else amax, kind)
     return QuantParts(
@@ -203,7 +203,7 @@ def parts_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantParts
         shared,
         block if kind in BLOCKED else None,
         _input_scale(layer, scheme),
-        _pre_scale(layer),
+        factors_of(layer),
         None if layer.bias is None else layer.bias.detach().clone(),
         zero,
         scheme.row.dynamic,
@@ -217,8 +217,14 @@ def _input_scale(layer: Any, scheme: Scheme) -> Tensor | None:
     return global_scale_of(amax) if scheme.row.kind == "nvfp4" else scale_of(amax, scheme.row.kind)
 
 
-def _pre_scale(layer: Any) -> Tensor | None:
-    scale: Tensor | None = layer.input_quantizer.pre_quant_scale
+def has_quantizers(layer: Any) -> bool:
+    """Has modelopt put its quantizers on the layer?"""
+    return hasattr(layer, "weight_quantizer")
+
+
+def factors_of(layer: Any) -> Tensor | None:
+    """What modelopt multiplies the layer's input with, float32 [K]; None where it does not."""
+    scale: Tensor | None = layer.input_quantizer.pre_quant_scale if has_quantizers(layer) else None
     return None if scale is None else scale.detach().float().flatten().clone()
 
 
@@ -234,7 +240,7 @@ def dead_note(layer: Any, scheme: Scheme) -> str:
 
 
 def layer_of(layer: Any, scheme: Scheme, grid: Grid | None = None) -> QuantLayer:
-    """Our layer in the place of one of modelopt's."""
+    """Our layer in the place of a calibrated one."""
     parts = parts_of(layer, scheme, grid)
     return QuantConv2d(parts, layer) if isinstance(layer, nn.Conv2d) else QuantLinear.from_parts(parts)
 
@@ -246,12 +252,12 @@ def prove_equal(name: str, theirs: Any, ours: QuantLayer, x: Tensor) -> float:
     Raises:
         VerificationError: it is above TOLERANCE; the layer is named.
     """
-    with blocks_on_cpu():
+    with blocks_on_cpu() if has_quantizers(theirs) else contextlib.nullcontext():
         probe = _off_ties(theirs, x if x.ndim == 4 else _rows_of(x))
         difference = relative_difference(theirs(probe), ours(probe))
     if difference > TOLERANCE:
         raise VerificationError(
-            f"the quantized layer differs from nvidia-modelopt's by {difference:.2g} of its largest output "
+            f"the quantized layer differs from the fake-quantized one by {difference:.2g} of its largest output "
             f"(at most {TOLERANCE:g} is rounding)",
             where=name,
         )
@@ -265,8 +271,8 @@ def _rows_of(x: Tensor) -> Tensor:
 
 
 def _off_ties(layer: Any, x: Tensor) -> Tensor:
-    quantizer = layer.input_quantizer
-    if not quantizer.is_enabled:
+    quantizer = layer.input_quantizer if has_quantizers(layer) else None
+    if quantizer is None or not quantizer.is_enabled:
         return x
     grid: Tensor = quantizer(x) * OFF_GRID
     return grid if quantizer.pre_quant_scale is None else grid / quantizer.pre_quant_scale

@@ -52,7 +52,7 @@ class Converted:
     """All layers that could take the format."""
     unreached: list[str]
     proven: float | None
-    """Largest difference from nvidia-modelopt's layers."""
+    """Largest difference from fake-quantized layers."""
 
 
 def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progress: Progress) -> Rewritten:
@@ -72,7 +72,7 @@ def quantize_model(source: Input, folder: Path, job: Job, choose: Choose, progre
         "kept": [name for name in made.every if name not in made.rows],
         "unreached": made.unreached,
         "folded": folded,
-        "largest_difference_from_modelopt": made.proven,
+        "largest_difference_from_fake_quantized": made.proven,
     }
     saved = save(source.facts.model_copy(update={"notes": (*source.facts.notes, sentence)}))
     return Rewritten(saved, sentence, len(made.rows), details)

@@ -1,8 +1,8 @@
-"""Our own algorithms, on layers that nvidia-modelopt has put its quantizers on: GPTQ with descent, clip search, zero points.
+"""Our own algorithms: GPTQ with descent, clip search, zero points, signed ranges, rounding to nearest.
 
-Each finds a grid for the weight and rounds the weight to it, in place. modelopt's quantizer is then set to that grid, which
-leaves such a weight as it is: its fake-quantized layer still is what our layer is proven against. modelopt has no quantizer
-with zero points or negative scales; there its layer keeps the rounded weight and does not quantize it again.
+Each finds a grid for the weight and rounds the weight to it, in place: a float layer with that weight is what ours is proven
+against. On layers that nvidia-modelopt has put its quantizers on (it found ranges or factors of their inputs), its quantizer is
+set to that grid, which leaves such a weight as it is, or off where it has none such (zero points, negative scales).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.calibrate import Calibration, Progress
 from openclaw_opt.models.layerwise import each_gram
+from openclaw_opt.models.modelopt import factors_of, has_quantizers
 from openclaw_opt.models.schemes import Scheme
+from openclaw_opt.numerics import fake_quant
 from openclaw_opt.numerics.clipping import block_grams, clipped_grid
 from openclaw_opt.numerics.fitting import Options, fitted
 from openclaw_opt.numerics.gptq import NotPositive
@@ -58,8 +60,16 @@ def refined(
     return grids
 
 
+@torch.no_grad()
+def round_to_nearest(module: nn.Module, names: Sequence[str], scheme: Scheme) -> None:
+    """Give the layers in `names`, in place, what rounding to nearest makes of their weights."""
+    for name in names:
+        weight: Any = module.get_submodule(name).weight
+        weight.copy_(fake_quant.rounded(weight, scheme.row.kind, scheme.block))
+
+
 def _with_inputs(name: str, layer: Any, scheme: Scheme, gram: Tensor, *, hold: bool) -> Grid:
-    factors = layer.input_quantizer.pre_quant_scale
+    factors = factors_of(layer)
     if factors is not None:
         spread = factors.float().flatten()
         gram.mul_(spread[:, None]).mul_(spread)
@@ -90,8 +100,10 @@ def _grid(weight: Tensor, kind: str, block: int, scheme: Scheme) -> Grid:
 
 
 def _put(layer: Any, grid: Grid, values: Tensor) -> Grid:
-    """Give the layer the rounded weight, and modelopt's quantizer the grid it lies on."""
+    """Give the layer the rounded weight, and modelopt's quantizer, if it has one, the grid it lies on."""
     layer.weight.copy_(values.to(layer.weight.dtype))
+    if not has_quantizers(layer):
+        return grid
     if grid.zero is not None or grid.is_signed:
         layer.weight_quantizer.disable()
         return grid

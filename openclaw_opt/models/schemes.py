@@ -79,6 +79,11 @@ class Scheme:
         return self.has_ranges or self.may_scale_inputs
 
     @property
+    def is_modelopts(self) -> bool:
+        """Does modelopt find anything of it, ranges of inputs or their factors? What rounds weights alone, we do."""
+        return self.row.input is not None or self.algorithm in SCALES_INPUTS
+
+    @property
     def has_ranges(self) -> bool:
         """Are ranges of activations fixed by calibration?"""
         return self.row.input is not None and not self.row.dynamic

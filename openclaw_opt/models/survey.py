@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.models.calibrate import Calibration, Progress, run_batches, watched
+from openclaw_opt.numerics.finite import is_finite
 from openclaw_opt.numerics.histogram import Histogram, range_of
 from openclaw_opt.numerics.pieces import pieces
 
@@ -29,11 +30,15 @@ def broken_weights(module: nn.Module, names: Sequence[str]) -> list[RecipeError]
     wrong = []
     for name in names:
         for part, value in module.get_submodule(name).named_parameters(recurse=False):
-            count = sum(int((~one.isfinite()).sum()) for (one,) in pieces(value))
+            count = sum(_not_finite(one) for (one,) in pieces(value))
             if count:
                 what = f"{count} of {value.numel()} numbers are NaN or infinite"
                 wrong.append(RecipeError(what, where=f"{name}.{part}", fix="check the checkpoint, or keep this layer"))
     return wrong
+
+
+def _not_finite(x: Tensor) -> int:
+    return 0 if is_finite(x) else int((~x.isfinite()).sum())
 
 
 def refuse_broken(wrong: Sequence[RecipeError]) -> None:

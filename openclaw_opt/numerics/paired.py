@@ -9,6 +9,8 @@
 
 All are two-sided at `confidence`, seeded, and float64. An interval over fewer items than `fewest_items` is None: the range
 of n items misses their distribution's median with probability 2^(1−n), so fewer cannot show anything at that confidence.
+
+scipy.stats takes a second to import, so it is imported by what computes with it: most builds compare nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
-from scipy import stats as scipy_stats
 
 from openclaw_opt.numerics.stats import block_rows
 
@@ -62,12 +62,16 @@ def is_binary(items: ArrayLike) -> bool:
 
 def mcnemar_exact(counts: Flips) -> float:
     """Two-sided p of the same share: flips go either way like a fair coin. 1 without any flip."""
+    from scipy import stats as scipy_stats
+
     discordant = counts.harmful + counts.beneficial
     return float(scipy_stats.binomtest(counts.harmful, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def mcnemar_mid_p(counts: Flips) -> float:
     """The exact p less half of what its own outcome adds on both sides; nearer to the nominal level, at times above it."""
+    from scipy import stats as scipy_stats
+
     discordant = counts.harmful + counts.beneficial
     if not discordant or counts.harmful == counts.beneficial:
         return 1.0 if not discordant else 1.0 - float(scipy_stats.binom.pmf(counts.harmful, discordant, 0.5)) / 2
@@ -76,6 +80,9 @@ def mcnemar_mid_p(counts: Flips) -> float:
 
 def tango_interval(counts: Flips, confidence: float) -> Ends:
     """Score interval of share right after − share right before."""
+    from scipy import optimize
+    from scipy import stats as scipy_stats
+
     z = float(scipy_stats.norm.ppf((1 + confidence) / 2))
     at = counts.difference
 
@@ -106,6 +113,8 @@ def _tango_score(counts: Flips, delta: float) -> float:
 
 def wilson_interval(right: int, items: int, confidence: float) -> Ends:
     """Score interval of one share."""
+    from scipy import stats as scipy_stats
+
     found = scipy_stats.binomtest(right, items).proportion_ci(confidence, method="wilson")
     return float(found.low), float(found.high)
 
@@ -136,6 +145,8 @@ def draws(statistic: Callable[[Rows], Samples], items: int, *, seed: int = 0, bl
 
 def ends(drawn: Samples, confidence: float, independent: int) -> Ends:
     """Widened percentile interval of bootstrap draws over `independent` units (Hesterberg 2015, section 4.4)."""
+    from scipy import stats as scipy_stats
+
     t = float(scipy_stats.t.ppf((1 + confidence) / 2, independent - 1))
     tail = 100 * float(scipy_stats.norm.cdf(-t * math.sqrt(independent / (independent - 1))))
     low, high = np.percentile(drawn, [tail, 100 - tail])

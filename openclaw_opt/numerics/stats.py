@@ -18,7 +18,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
 
 Samples = NDArray[np.float64]
 
@@ -143,6 +142,8 @@ def block_length(samples: int) -> int:
 
 def percentile_beyond(samples: ArrayLike, limit: float, percentile: float, confidence: float = CONFIDENCE) -> bool:
     """Do the samples show, at `confidence`, that the true percentile is more than `limit`? The same test, turned round."""
+    from scipy.stats import binom
+
     _check_percentile(percentile)
     values = _series(samples)
     over = int((values > limit).sum())
@@ -150,6 +151,8 @@ def percentile_beyond(samples: ArrayLike, limit: float, percentile: float, confi
 
 
 def _proves(over: int, samples: int, percentile: float, confidence: float) -> bool:
+    from scipy.stats import binom  # takes a second to import; only latencies need it
+
     return bool(binom.cdf(over, samples, 1 - percentile / 100) <= 1 - confidence + 1e-12)
 
 

@@ -98,7 +98,7 @@ def choose_formats(options: Quantize, source: Model, work: Work) -> Done[Model]:
         "kept": [layer.name for layer, label in zip(layers, taken.choice.picks, strict=True) if label == FLOAT],
         "unreached": sorted({name for one in libraries.values() for name in one.unreached}),
         "folded": folded,
-        "largest_difference_from_modelopt": max(
+        "largest_difference_from_fake_quantized": max(
             (x.proven for x in libraries.values() if x.proven is not None), default=None
         ),
         "mixed": told.facts(facts.task, unseen.sequences, samples, libraries, expanded(options, facts.task)),
