@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -180,6 +181,7 @@ def _run(
             work = work_of(plan, folder, store, lambda part, text: _progress(hooks, 0.85 * part, text))
             done = _done(step, source, replace(work, kept=store.unfinished(step.key)))
         seconds = time.monotonic() - began
+        gc.collect()  # a graph refers to itself and maps its weights' file for as long as it is there
         hooks.progress(0.9, "verifying")
         verification = _verified(plan, step, source, done, known)
         shutil.rmtree(folder / PROOF, ignore_errors=True)

@@ -101,7 +101,7 @@ def pack(codes: NDArray[np.integer[Any]], bits: int, block: int, *, unsigned: bo
     blocks = -(-k // block)
     zero = 0 if unsigned else 1 << (bits - 1)
     made = np.full((n, blocks * block), zero, np.uint8)
-    made[:, :k] = (codes.T.astype(np.int16) + zero).astype(np.uint8)
+    made[:, :k] = (codes.astype(np.uint8) + np.uint8(zero)).T  # wraps around: −8 is 248, and 248 + 8 is 0
     if bits == 4:
         made = made[:, 0::2] | (made[:, 1::2] << 4)
     return made.reshape(n, blocks, block * bits // 8)

@@ -67,7 +67,7 @@ class Fuse(Pass):
     def run(self, source: Graph, work: Work) -> Done[Graph]:
         work.progress(0.2, f"lowering for {work.backend}")
         graph = self._lower(source, work)
-        proof = self._proof(graph, source, work)
+        proof = self._proof(graph, work)
         fusions = graph.facts.fusions
         told = ", ".join(f"{count} {name}" for name, count in sorted(fusions.items()) if count)
         return Done(
@@ -96,15 +96,13 @@ class Fuse(Pass):
             level = to_onnxruntime.FAST if work.backend == "onnxruntime" else to_onnxruntime.EXACT
         return to_onnxruntime.lower(source, work.folder, context=self.context, accuracy_level=level)
 
-    def _proof(self, graph: Graph, source: Graph, work: Work) -> Graph | None:
+    def _proof(self, graph: Graph, work: Work) -> Graph | None:
         """Weight-only kernels at `accuracy_level` 4 round activations to int8; at 0 the same graph is exact."""
         if work.backend != "onnxruntime" or not graph.facts.fusions.get("MatMulNBits") or self.accuracy_level == 0:
             return None
         from openclaw_opt.graph import to_onnxruntime
 
-        return to_onnxruntime.lower(
-            source, work.folder / PROOF, accuracy_level=to_onnxruntime.EXACT, context=self.context
-        )
+        return to_onnxruntime.with_accuracy_level(graph, work.folder / PROOF, to_onnxruntime.EXACT)
 
 
 def _whose(backend: str) -> str:
