@@ -73,6 +73,7 @@ def failed(*arguments: str) -> OptError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_inspect_shows_kernels_types_and_memory_of_each_profile(built: dict[str, Path]) -> None:
     shown = run("inspect", str(built["int4"]))
     assert "targets: rtx4090, rtx3060 (sm86, sm89)" in shown
@@ -139,6 +140,7 @@ def test_verify_names_every_file_that_is_not_as_built(built: dict[str, Path], tm
     assert "holds no manifest.json" in str(failed("verify", str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_an_engine_built_again_has_the_same_bytes(built: dict[str, Path], tmp_path: Path) -> None:
     shown = run("verify", str(built["half"]), "--rebuild", "--cache", str(built["cache"]))
     assert "engine-sm86-sm89.plan" in shown

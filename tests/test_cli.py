@@ -48,6 +48,7 @@ def test_build_json_prints_the_report_and_nothing_else(write_recipe: Write, tmp_
     assert invoke("report", str(tmp_path / "out"), "--markdown").startswith("#")
 
 
+@pytest.mark.slow
 def test_a_stored_report_keeps_its_exit_code(write_recipe: Write, tmp_path: Path) -> None:
     file, out = write_recipe((">= 0.5", ">= 1.5")), tmp_path / "out"
     invoke("build", "--recipe", str(file), "--cache", str(tmp_path / "c"), "-o", str(out), code=4)
@@ -103,6 +104,7 @@ def test_a_report_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.slow
 def test_an_unfinished_build_is_finished_by_resume(
     write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

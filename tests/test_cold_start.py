@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from openclaw_opt.cli.progress import Silent
 from openclaw_opt.metrics.cold_start import ColdStart
 from openclaw_opt.pipeline import build
@@ -13,6 +15,7 @@ from openclaw_opt.remeasure import opened, subject_of
 from openclaw_opt.store import Store
 
 
+@pytest.mark.slow
 def test_processes_are_started_and_a_broken_engine_is_said(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     nothing = ('  perplexity.recovery: ">= 0.5"\n', "  {}\n")
     recipe = load_recipe(write_recipe(("metrics: [perplexity, size]", "metrics: []"), nothing))

@@ -148,6 +148,7 @@ def rerun(random: np.random.Generator, rounds: int, slower: float = 0.0) -> Time
     return Timed({"latency.decode": (both[0], both[1]), "latency.ttft": (both[1][::-1], both[0][::-1])})
 
 
+@pytest.mark.slow
 def test_a_rerun_of_the_same_artifact_is_flagged_no_more_often_than_stated() -> None:
     """100 repeats with autocorrelated noise, accuracy identical: at most 5 % may be called worse, or better."""
     random = np.random.default_rng(11)

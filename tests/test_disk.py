@@ -37,6 +37,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     yield from mounted(tmp_path / "tiny", 1600)
 
 
+@pytest.mark.slow
 def test_the_output_folder_s_disk_fills(write_recipe: Callable[..., Path], tmp_path: Path, small_disk: Path) -> None:
     file, store = write_recipe(), Store(tmp_path / "cache")
     with pytest.raises(MachineError) as caught:

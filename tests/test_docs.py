@@ -288,6 +288,7 @@ def test_the_tutorials_commands_run(tutorial: Path) -> None:
         assert "worse" in output, line
 
 
+@pytest.mark.slow
 def test_the_tutorials_test_passes_and_can_fail(tutorial: Path) -> None:
     pytest_line = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_worse.py")
     assert "1 passed" in run(tutorial, *pytest_line)

@@ -203,6 +203,7 @@ def test_worst_layers_are_those_with_the_most_noise() -> None:
     assert [noise for _, noise in ranked] == pytest.approx([0.1, 0.01, 0.001])
 
 
+@pytest.mark.slow
 def test_trials_look_at_calibration_data_only(recipe_file: Path, tmp_path: Path, corpora: dict[str, Path]) -> None:
     kept = corpora["evaluation"].read_text()
     corpora["evaluation"].write_text("nothing here may be read\n")
@@ -216,6 +217,7 @@ def test_trials_look_at_calibration_data_only(recipe_file: Path, tmp_path: Path,
     assert trial.size_bytes
 
 
+@pytest.mark.slow
 def test_what_cannot_be_built_is_said_and_the_others_go_on(recipe_file: Path, tmp_path: Path) -> None:
     wrong = Proposal("perplexity.recovery", ("passes.quantize.block=48",), "w")
     good = Proposal("perplexity.recovery", ("passes.quantize.block=16",), "w")
@@ -233,6 +235,7 @@ def _without_calibration(file: Path) -> Path:
     return other
 
 
+@pytest.mark.slow
 def test_the_verb_explains_tries_and_says_what_to_run(recipe_file: Path, tmp_path: Path) -> None:
     text = recipe_file.read_text().replace("[perplexity, size]", "[agreement, size]")
     recipe_file.write_text(text.replace('perplexity.recovery: ">= 0.5"', 'kl.mean: "<= 1e-9"'))

@@ -152,6 +152,7 @@ def test_the_graph_equals_torch_and_is_standard(family: str, build: Callable[[st
     assert kinds.count("RotaryEmbedding") == rotated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_lowered_batch_is_what_hugging_face_says_of_each_sequence_alone(
@@ -168,6 +169,7 @@ def test_a_lowered_batch_is_what_hugging_face_says_of_each_sequence_alone(
         assert apart(torch.from_numpy(whole), built.theirs(torch.from_numpy(ids[:2])).logits) < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("family", CLASSES)
 def test_a_lowered_encoder_or_classifier_is_what_hugging_face_computes(

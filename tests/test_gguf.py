@@ -75,6 +75,7 @@ def test_rows_of_a_rotated_head_become_neighbours() -> None:
     assert order[values:].tolist() == list(range(values, len(order)))
 
 
+@pytest.mark.slow
 @needs_llama
 @pytest.mark.parametrize("name", RUNS)
 def test_the_file_computes_what_the_graph_computes(name: str, tmp_path: Path) -> None:
@@ -150,6 +151,7 @@ def test_a_session_refuses_what_does_not_fit(tmp_path: Path) -> None:
         gguf.open_engine(engine)
 
 
+@pytest.mark.slow
 @needs_llama
 def test_fastest_builds_each_and_keeps_one_with_the_numbers_of_all(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="pip install 'openclaw-opt[openvino]'")

@@ -122,6 +122,7 @@ def test_the_card_is_the_one_cuda_sees(visible: str | None, title: str | None, m
     assert (card and card.title) == title
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(host().is_gpu, reason="this machine has a GPU: the engine would run on it")
 def test_without_a_card_it_says_so(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     nothing = ('  perplexity.recovery: ">= 0.5"\n', "  {}\n")

@@ -63,6 +63,7 @@ def test_two_steps_are_found_and_the_levels_are_those_between() -> None:
     assert [round(change.after) for change in change_points(values)] == [12, 9]
 
 
+@pytest.mark.slow
 def test_the_rate_of_false_changes_is_the_stated_one() -> None:
     """150 series that never change, at 5 %: 8 expected; more than 17 (binomial, 99.9 %) would be a broken test."""
     draw = np.random.default_rng(5)
@@ -156,6 +157,7 @@ def test_a_report_becomes_a_line_once_whoever_writes(tmp_path: Path) -> None:
     assert "raw" not in file.read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_of_builds_is_a_history(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"b{i}").mkdir()
@@ -166,6 +168,7 @@ def test_a_folder_of_builds_is_a_history(tmp_path: Path) -> None:
         add(tmp_path, found)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_history_of_its_points(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -206,6 +209,7 @@ def test_no_history_is_said(tmp_path: Path, make: Callable[[Path], Path]) -> Non
         read_history(make(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_verb_adds_shows_and_judges(tmp_path: Path) -> None:
     file = tmp_path / "history.jsonl"
     draw = np.random.default_rng(10)

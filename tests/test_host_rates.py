@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from openclaw_opt.backends import host_rates
 from openclaw_opt.cli.progress import Silent
 from openclaw_opt.pipeline import build
@@ -12,6 +14,7 @@ from openclaw_opt.recipe import load_recipe
 from openclaw_opt.store import Store
 
 
+@pytest.mark.slow
 def test_rates_are_measured_and_positive() -> None:
     rates = host_rates.measure(2**20)
     assert rates.bandwidth > 1e8
@@ -26,6 +29,7 @@ def test_a_reading_takes_as_long_as_its_bytes() -> None:
     reader.close()
 
 
+@pytest.mark.slow
 def test_on_host_the_roofline_has_a_bound_and_a_fraction_with_an_interval(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -365,6 +365,7 @@ def gguf_graph(base: Path, name: str, backend: str = "gguf") -> tuple[Graph, Any
     return artifact, work(base / "build", checkpoint, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "word", "each"), [("int8", "u8", 32 + 8), ("int4", "u4", 16 + 8)])
 def test_openvino_holds_the_cache_and_its_float_twin_proves_it(name: str, word: str, each: int, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="pip install 'openclaw-opt[openvino]'")

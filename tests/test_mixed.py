@@ -267,6 +267,7 @@ def test_onnxruntime_runs_every_format_in_one_graph(tiny_model: Model, tmp_path:
     assert all(row.ok for row in engine.facts.receipt)
 
 
+@pytest.mark.slow
 def test_tensorrt_builds_int4_and_int8_and_float16_in_one_engine(tiny_model: Model, tmp_path: Path) -> None:
     from openclaw_opt.backends.tensorrt import TensorrtOptions, build
     from openclaw_opt.backends.trt_profiles import Profiles

@@ -476,6 +476,7 @@ def test_encoders_and_vision_models(family: str, tmp_path: Path) -> None:
     assert {entry.domain for entry in proto.opset_import} == {""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_quantized_patch_embedding_runs_and_is_exported(dtype: Any, tmp_path: Path) -> None:
     """ViT asks this very layer for its weight's dtype, in PyTorch and while it is traced."""

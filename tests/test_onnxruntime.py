@@ -483,6 +483,7 @@ def test_a_layer_that_runs_in_float_is_not_realised(int8_engine: Any, tmp_path: 
     assert rows[0].realised == "float MatMul after DequantizeLinear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_every_layer_of_a_vision_model_runs_in_integers(family: str, tmp_path: Path) -> None:
     """The classifier multiplies matrices, with a bias; ViT's first layer is a convolution."""

@@ -48,6 +48,7 @@ def probe_of(graph: Graph) -> Probe:
     return Probe(np.zeros((0, 0), np.int64), np.zeros(0, np.int64), feed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in tiny.CONFIGS]
 )
@@ -190,6 +191,7 @@ def test_the_profile_names_layers_and_adds_up(tmp_path: Path) -> None:
     assert sum(event["name"].startswith("layers.0.down/") for event in events) == 1 + STEPS
 
 
+@pytest.mark.slow
 def test_fastest_of_an_encoder_times_one_sample(tmp_path: Path) -> None:
     graph, todo = graph_of(tmp_path, "bert", "int8_weight_only", "fastest")
     assert {path.parent.name for path in weight_files(graph.folder)}.isdisjoint({SECOND})
@@ -208,6 +210,7 @@ def _onnxruntime(engine: Engine) -> Any:
     return open_engine(engine)
 
 
+@pytest.mark.slow
 def test_a_candidate_that_does_not_realise_a_layer_is_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_candidate_that_does_not_realise_a_layer_is_out_and_said(
     )
 
 
+@pytest.mark.slow
 def test_fastest_says_which_formats_are_no_candidate(tmp_path: Path) -> None:
     graph, todo = graph_of(tmp_path, "bert", "int8_per_token", "fastest")
     engine = fastest.build(graph, host(), todo.folder / "engine")

@@ -113,6 +113,7 @@ def rate(hits: int, trials: int) -> tuple[float, float]:
     return paired.wilson_interval(hits, trials, 0.999)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("items", [8, 16, 64])
 def test_the_paired_bootstrap_covers_the_ratio_as_often_as_it_says(items: int) -> None:
     """Sequences of unequal length; skewed losses; the second model 1 % worse with noise of its own."""

@@ -98,6 +98,7 @@ def test_a_second_build_does_no_work(write_recipe: Write, cache: Path, tmp_path:
     }
 
 
+@pytest.mark.slow
 def test_a_changed_pass_redoes_nothing_before_it_and_says_why(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
     file = write_recipe()
     run(file, cache, tmp_path / "out")
@@ -108,6 +109,7 @@ def test_a_changed_pass_redoes_nothing_before_it_and_says_why(write_recipe: Writ
     assert redone["export"] == "its input changed: `quantize` was redone"
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_entry_is_made_again(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
     file = write_recipe()
     run(file, cache, tmp_path / "out")
@@ -156,6 +158,7 @@ def test_a_build_killed_between_its_renames_is_put_back(write_recipe: Write, cac
     assert (out / "report.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_decided(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
     file = write_recipe(
         (
@@ -183,6 +186,7 @@ def test_until(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
     assert caught.value.fix == "did you mean 'graph'?"
 
 
+@pytest.mark.slow
 def test_a_target_this_machine_cannot_build_for(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
     file, out = write_recipe(("target: host", "target: h100-sxm")), tmp_path / "out"
     report, _ = run(file, cache, out)
@@ -238,6 +242,7 @@ def test_a_cache_that_cannot_be_written(write_recipe: Write, tmp_path: Path) -> 
         run(write_recipe(), tmp_path / "file" / "cache", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [("--model", "nowhere"), ("--baseline", "nowhere"), ("--set", "passes.quantize.format=int9"), ("--until", "grpah")],
@@ -347,6 +352,7 @@ def test_calibration_data_that_is_empty(
         run(write_recipe((str(corpora["calibration"]), str(empty))), cache, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_log_of_a_builder_that_died_is_kept(
     write_recipe: Write, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

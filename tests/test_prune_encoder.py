@@ -218,6 +218,7 @@ def test_more_padding_changes_no_rank(encoder: Encoder) -> None:
     assert block_importance(encoder, text, silent) == pytest.approx(block_importance(encoder, longer, silent), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_taylor_is_how_far_embeddings_move(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over many random directions, half the second derivative of ‖embedding − before‖² by a factor on the channel or head."""
     from openclaw_opt.models import importance
@@ -245,6 +246,7 @@ def test_taylor_is_how_far_embeddings_move(encoder: Encoder, monkeypatch: pytest
 # Sizes and goals from the spec alone.
 
 
+@pytest.mark.slow
 def test_sizes_and_the_roofline_are_those_of_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, done = run(Prune(ffn=0.4, heads=0.5), tmp_path, monkeypatch, hidden_size=128, intermediate_size=512)
     module, facts = open_model(done.artifact), read_facts(done.artifact)
@@ -324,6 +326,7 @@ def same(model: Model, graph: Graph, folder: Path) -> None:
         np.testing.assert_allclose(session.infer(feed)["embedding"], module(ids, mask, types)[1].numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_that_differ_reload_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prune = Prune(ffn=0.4, heads=0.5, layers=1, allocation="sensitivity", round_to=8)
     _, done = run(prune, tmp_path, monkeypatch, num_hidden_layers=4)
@@ -342,6 +345,7 @@ def test_layers_that_differ_reload_and_run(tmp_path: Path, monkeypatch: pytest.M
     same(done.artifact, export_graph(done.artifact, tmp_path / "graph", dtype="float32"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", ["int8", "int8_per_token", "int8_weight_only"])
 def test_layers_that_differ_are_quantized_and_lowered(fmt: Any, tmp_path: Path) -> None:
     alone = Alone(tmp_path, "bert", num_hidden_layers=3)

@@ -117,6 +117,7 @@ def test_the_sentence_states_alpha_and_block(llama: Runner) -> None:
     assert llama(None, format="int4", algorithm="rtn").changed == "8 of 9 linear layers to int4 (rtn, blocks of 32)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in DECODERS if name != "llama"])
 def test_every_decoder_family(family: str, tmp_path: Path) -> None:
     runner = Runner(tmp_path, family)
@@ -149,6 +150,7 @@ def test_rounding_to_nearest_is_modelopts(llama: Runner, fmt: Any, algorithm: An
         modelopt.prove_equal(name, layer, made, torch.randn(32, made.in_features))
 
 
+@pytest.mark.slow
 def test_what_modelopt_adds_nothing_to_does_not_load_it(llama: Runner, tmp_path: Path) -> None:
     """It takes longer to import than a small model takes to round."""
     recipe = tmp_path / "recipe.yaml"
@@ -206,6 +208,7 @@ def test_a_tied_head_is_quantized_and_the_embedding_is_not(tmp_path: Path) -> No
     assert done.details["layers"][-1]["note"] == "was tied to the embedding, which stays float"
 
 
+@pytest.mark.slow
 def test_dead_layers_are_named_and_give_no_nan(tmp_path: Path) -> None:
     runner = Runner(tmp_path, "llama")
     module = open_model(runner.model)
@@ -330,6 +333,7 @@ def real(split: str) -> Source:
     return parse_source({"source": "python-stdlib", "split": split, "samples": 8, "length": 128})
 
 
+@pytest.mark.slow
 def test_gptq_beats_rounding_on_the_demo_decoder(tmp_path: Path) -> None:
     """Real weights, real text: on the layers' own data, and at the logits on text that nothing was calibrated on."""
     checkpoint = open_checkpoint(str(ROOT / "examples" / "tiny-llama"))
@@ -460,6 +464,7 @@ def test_alpha_zero_moves_the_weights_range_and_one_the_activations(tmp_path: Pa
 # Factors move exactly, and a wrong move is caught.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "factors_left"),
     [("llama", ("o",)), ("gpt2", ("down",)), ("gemma3", ("o",)), ("phi3", ("o",)), ("qwen2", ("o",))],
@@ -685,6 +690,7 @@ def test_broken_activations_are_named(llama: Runner, tmp_path: Path) -> None:
         llama(tokens(), broken, format="int8", algorithm="max")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", ["percentile", "mse", "entropy"])
 def test_ranges_from_histograms_are_narrower_and_recorded(llama: Runner, ranges: str) -> None:
     widest, found = (

@@ -29,6 +29,7 @@ def built(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_new_rows_are_appended_and_the_manifest_stays_right(built: Path) -> None:
     before = read_report(built)
     first, second = remeasure(built), remeasure(built)
@@ -56,6 +57,7 @@ def test_a_folder_without_an_engine_is_refused(tmp_path: Path) -> None:
         profile(tmp_path, tmp_path / "trace.json")
 
 
+@pytest.mark.slow
 def test_the_trace_holds_every_layer_and_the_table_its_kernels(built: Path, tmp_path: Path) -> None:
     rows = profile(built, tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -80,6 +82,7 @@ def test_layers_are_summed_by_their_names() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_model_is_profiled_by_pytorch(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     recipe = load_recipe(

@@ -405,6 +405,7 @@ def rendered(make: Callable[[], Report]) -> str:
     return html(make())
 
 
+@pytest.mark.slow
 @each
 def test_html_is_whole_balanced_and_loads_nothing(make: Callable[[], Report]) -> None:
     source = rendered(make)
@@ -486,6 +487,7 @@ def every_figure(one: Report) -> list[Figure]:
     return [figure for found in html_module._figures(one).values() for figure in found]
 
 
+@pytest.mark.slow
 @each
 def test_every_picture_is_legal_vega_lite_with_a_table(make: Callable[[], Report]) -> None:
     import altair
@@ -544,6 +546,7 @@ def test_the_front_is_what_nothing_dominates() -> None:
     assert views.front(rows) == (0, 1, 4, 5)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40), any_float)
 @settings(max_examples=25, deadline=None)
 def test_any_text_and_number_can_be_drawn(text: str, value: float) -> None:
@@ -790,6 +793,7 @@ def test_summary_says_what_to_do() -> None:
     assert summary_line(unfinished()).endswith("run `openclaw-opt build build/int8-h100 --resume`")
 
 
+@pytest.mark.slow
 @each
 def test_files_are_written_and_read_back_equal(make: Any, tmp_path: Path) -> None:
     one = make()

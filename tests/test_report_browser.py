@@ -68,6 +68,7 @@ def opened(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, **option
 ALL = pytest.mark.parametrize("name", ["missed", "unfinished", "joint"])
 
 
+@pytest.mark.slow
 @ALL
 def test_nothing_is_complained_about_and_nothing_loaded(browser: Browser, pages: dict[str, str], name: str) -> None:
     page, said = opened(browser, pages[name])
@@ -81,6 +82,7 @@ def test_nothing_is_complained_about_and_nothing_loaded(browser: Browser, pages:
     page.close()
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_the_page_never_scrolls_sideways(
@@ -134,6 +136,7 @@ def test_the_keyboard_reaches_the_verdict_and_shows_where_it_is(browser: Browser
     page.close()
 
 
+@pytest.mark.slow
 @ALL
 def test_every_picture_has_a_name_and_a_table(browser: Browser, pages: dict[str, str], name: str) -> None:
     page, _ = opened(browser, pages[name])

@@ -132,6 +132,7 @@ def test_outliers_cost_less_after_it_and_least_with_gptq() -> None:
     assert errors["smoothquant_gptq"] < 0.9 * errors["smoothquant"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["smoothquant", "smoothquant_gptq"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_factors_that_stay_and_those_that_fold_run_on_onnxruntime(family: str, algorithm: str, tmp_path: Path) -> None:

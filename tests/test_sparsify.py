@@ -145,6 +145,7 @@ def test_magnitude_needs_no_data(llama: Alone) -> None:
 # Zeros stay.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fmt", "algorithm"), PAIRS)
 def test_quantizing_keeps_every_zero(llama: Alone, sparse: Model, fmt: Any, algorithm: Any) -> None:
     done = llama(Quantize(format=fmt, algorithm=algorithm), sparse, tokens())

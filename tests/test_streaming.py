@@ -63,11 +63,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     return Alone(tmp_path_factory.mktemp("llama"), "llama")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fmt", "algorithm"), PAIRS)
 def test_a_stream_writes_the_bytes_of_the_whole(llama: Alone, fmt: str, algorithm: str) -> None:
     assert_equal(both(llama, tokens(), format=fmt, algorithm=algorithm))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in DECODERS if name != "llama"])
 def test_of_every_family(family: str, tmp_path: Path) -> None:
     alone = Alone(tmp_path, family)
@@ -75,6 +77,7 @@ def test_of_every_family(family: str, tmp_path: Path) -> None:
         assert_equal(both(alone, tokens(), **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fmt", "ranges"), [(fmt, word) for fmt, words in RANGES.items() for word in words if word != "max"]
 )
@@ -83,12 +86,14 @@ def test_ranges_from_histograms(llama: Alone, fmt: str, ranges: str) -> None:
     assert_equal(both(llama, tokens(), format=fmt, algorithm=algorithm, calibration=ranges))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [("layers.0.*", "head"), ("layers.1.*", "*.down"), (), ("layers.*",)])
 def test_layers_that_stay_float_pass_the_states_on(tmp_path: Path, keep: tuple[str, ...]) -> None:
     alone = Alone(tmp_path, "llama-linear")  # its head is tied
     assert_equal(both(alone, tokens(), format="int4", algorithm="awq_gptq", keep=keep))
 
 
+@pytest.mark.slow
 def test_a_second_pass_and_sizes_that_differ(llama: Alone) -> None:
     first = llama(Quantize(format="int4", algorithm="gptq", keep=("layers.0.*", "head")), None, tokens())
     assert_equal(both(llama, tokens(), first.artifact, format="int8", keep=()))

@@ -214,6 +214,7 @@ def test_a_recipe_that_measures_nothing(write_recipe: Write, tmp_path: Path) -> 
 # ---- whole sweeps, in this process
 
 
+@pytest.mark.slow
 def test_a_sweep_and_what_it_leaves(write_recipe: Write, cache: Path, tmp_path: Path) -> None:
     out, executor = tmp_path / "out", Inline()
     what = asked(write_recipe(PRUNED, AUTO), FORMATS, FFN)
@@ -250,6 +251,7 @@ def test_points_share_the_passes_they_have_in_common(write_recipe: Write, cache:
     assert len(loads) == 1
 
 
+@pytest.mark.slow
 def test_a_second_run_redoes_nothing_and_a_larger_grid_only_what_is_new(
     write_recipe: Write, cache: Path, tmp_path: Path
 ) -> None:

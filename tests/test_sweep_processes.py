@@ -240,6 +240,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield from mounted(tmp_path / "small", 450)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_sweep_and_space_lets_it_go_on(
     write_recipe: Write, tmp_path: Path, small_disk: Path
 ) -> None:

@@ -55,6 +55,7 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "target", "realised", "per_layer"),
     [
@@ -114,6 +115,7 @@ def test_every_task_goes_from_a_checkpoint_to_an_engine(family: str, tmp_path: P
     assert ("soft-capped" in " ".join(facts.notes)) == (family == "gemma2")
 
 
+@pytest.mark.slow
 def test_two_builds_give_the_same_bytes(one_layer: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever they run: in folders with longer names, with more in the environment."""
     hashes = set()
@@ -124,6 +126,7 @@ def test_two_builds_give_the_same_bytes(one_layer: Graph, tmp_path: Path, monkey
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_bytes_depend_on_no_path(one_layer: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where graph and engine lie, and how large the environment is, decides no byte."""
     elsewhere = Graph(Path(shutil.copytree(one_layer.folder, tmp_path / ("a-graph-with-a-longer-name" * 4))))
@@ -133,6 +136,7 @@ def test_bytes_depend_on_no_path(one_layer: Graph, tmp_path: Path, monkeypatch: 
     assert (here.folder / "engine-sm89.plan").read_bytes() == (there.folder / "engine-sm89.plan").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_engine_for_several_compute_capabilities_or_one_each(one_layer: Graph, tmp_path: Path) -> None:
     first, *others = (target_named(name) for name in ("rtx4090", "rtx3060", "l40s"))
     alone = build(one_layer, first, OPTIONS, tmp_path / "alone", quiet)
@@ -173,6 +177,7 @@ def test_fp8_around_attention_fails_the_build(tmp_path: Path) -> None:
     assert names(tmp_path / "engine") == LEFT_BY_A_FAILED_BUILD
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_build_is_its_own_and_not_its_parents(one_layer: Graph, tmp_path: Path) -> None:
     ballast = bytearray(b"\1") * 10**9
     facts = build(one_layer, target_named("rtx4090"), OPTIONS, tmp_path, quiet).facts

@@ -106,6 +106,7 @@ def built(model: Model, kind: str, folder: Path) -> EngineFacts:
     return build(graph, target_named("rtx4090"), OPTIONS, folder / "engine", lambda phase, part: None).facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind", "count"), cases(DECODE))
 def test_kernels_of_a_decoder_layer(family: str, kind: str, count: int, loaded: Any, tmp_path: Path) -> None:
     facts = built(loaded(family), kind, tmp_path)

@@ -74,6 +74,7 @@ def test_images_of_another_size_are_refused_before_work(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_int8_on_the_cpu(digits_resnet: Path, tmp_path: Path) -> None:
     report = _build(digits_resnet, tmp_path, "host", "  - quantize: {format: int8}\n")
     assert report.verdict == "within budget"

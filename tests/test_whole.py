@@ -56,6 +56,7 @@ for one in (checkpoint, model):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DECODERS)
 def test_streamed_reference_is_the_whole_one(family: str, tmp_path: Path) -> None:
     checkpoint = open_tiny(write_checkpoint(tmp_path, family))

@@ -65,12 +65,14 @@ WEIGHTS = "weights"
 class Quantize(Pass):
     """Store the weights of linear layers in few bits and, where the format says so, quantize their inputs too.
 
-    nvidia-modelopt finds ranges and input factors; GPTQ, clip search, zero points and ranges from histograms are our own.
+    nvidia-modelopt finds ranges of inputs and input factors; how weights are rounded, and ranges from histograms, are our own.
     Every layer is proven equal to the fake-quantized one that was calibrated; embeddings and norms stay float.
     """
 
     kind: ClassVar[Kind] = "lossy"
-    summary: ClassVar[str] = "weights (and activations, and the cache) in few bits, calibrated by nvidia-modelopt"
+    summary: ClassVar[str] = (
+        "weights (and activations, and the cache) in few bits, inputs calibrated by nvidia-modelopt"
+    )
     tools: ClassVar[tuple[str, ...]] = ("torch", "nvidia-modelopt")
     reads: ClassVar[tuple[str, ...]] = ("calibration",)
     essential: ClassVar[tuple[str, ...]] = ("format", "kv_cache")
