@@ -66,7 +66,7 @@ def quantize(options: str, *before: str) -> str:
 def rows(kind: str) -> dict[str, str]:
     """Name → passes."""
     if kind == "decoder":
-        return eight() | four() | zeros() | pruned() | trained()
+        return eight() | four() | caches() | zeros() | pruned() | trained()
     made = {
         f"int8, {ranges}": quantize(f"format: int8, calibration: {ranges}")
         for ranges in ("max", "percentile", "mse", "entropy")
@@ -92,7 +92,23 @@ def four() -> dict[str, str]:
         made[f"uint4 block {block}, gptq"] = quantize(f"format: uint4, {options}")
         made[f"int4 block {block}, gptq, no sweeps"] = quantize(f"format: int4, {options}, sweeps: 0")
     made["uint4 block 32, rtn"] = quantize("format: uint4, block: 32, algorithm: rtn")
-    made["int4 block 32, rtn, mse ranges"] = quantize("format: int4, block: 32, algorithm: rtn, calibration: mse")
+    for ranges in ("mse", "signed"):
+        options = f"format: int4, block: 32, algorithm: rtn, calibration: {ranges}"
+        made[f"int4 block 32, rtn, {ranges} ranges"] = quantize(options)
+    return made
+
+
+def caches() -> dict[str, str]:
+    """The decoder's keys and values in few bits, its weights in float."""
+    made = {
+        f"cache in int8, {ranges}": quantize(f"kv_cache: int8, kv_calibration: {ranges}") for ranges in ("max", "mse")
+    }
+    made |= {
+        f"cache in int4, {ranges}": quantize(f"kv_cache: int4, kv_calibration: {ranges}") for ranges in ("max", "mse")
+    }
+    made["cache in int4, mse, one scale a layer"] = quantize(
+        "kv_cache: int4, kv_calibration: mse, kv_per_channel: false"
+    )
     return made
 
 

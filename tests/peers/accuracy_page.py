@@ -29,7 +29,7 @@ TITLES = {"decoder": "The demo decoder", "encoder": "MiniLM", "vision": "The dig
 SAYS = {
     "decoder": "`examples/tiny-llama`, its head left in float everywhere. 32 sequences of 256 tokens to calibrate on and as many to "
     "evaluate. Ours is `recipes/int4-cpu.yaml` up to the model, in PyTorch; kernels that round inputs of int4 layers on the way are "
-    "off on both sides. In the rows with zeros or a pruned FFN weights are float32.",
+    "off on both sides. In the rows with zeros, a pruned FFN or a cache in few bits, weights are float32.",
     "encoder": "The sentence encoder all-MiniLM-L6-v2, all its linear layers but the pooler that no embedding passes. 256 docstrings to "
     "calibrate on and 256 to evaluate. *Inputs rounded by the kernel* is the engine of `recipes/minilm-int8-cpu.yaml`; the other "
     "rows of ours are the model in PyTorch.",
