@@ -296,14 +296,6 @@ def test_a_goal_that_no_width_reaches_is_refused_with_the_closest() -> None:
     assert "cannot be reached by FFN channels alone: the narrowest has" in what
 
 
-def test_distill_says_that_it_takes_no_encoder() -> None:
-    from openclaw_opt.passes import View
-    from openclaw_opt.passes.distill import Distill
-
-    (found,) = Distill().check(View(BERT, CPU, "onnxruntime", TEXT, (Prune(ffn=0.4),)))
-    assert found.what == "distill takes decoders, BertModel is a model for encoder"
-
-
 # The whole pass on a random BERT, to an engine.
 
 

@@ -40,7 +40,10 @@ FLOAT_BITS = 32
 INT4 = {32: ("gptq", "awq_gptq", "awq_full", "awq", "rtn"), 128: ("gptq", "awq_full", "rtn")}
 QAD = "{distill: {steps: 96, fake_quantize: {format: int4, block: 32}}}"
 ENGINE = "export, fuse, build"
-TRAINING = "data.training={source: python-stdlib, split: train, samples: 768, length: 256}"
+TRAINING = {
+    "decoder": "data.training={source: python-stdlib, split: train, samples: 768, length: 256}",
+    "encoder": "data.training={source: python-docstrings, split: train, samples: 768, length: 64}",
+}
 
 
 def data_of(kind: str) -> dict[str, dict[str, Any]]:
@@ -77,8 +80,18 @@ def rows(kind: str) -> dict[str, str]:
         made["int8_weight_only, inputs rounded by the kernel"] = (
             f"passes=[{{quantize: {{format: int8_weight_only}}}}, {ENGINE}]"
         )
-        made |= pruned()
+        made |= pruned() | trained_encoder()
     return made
+
+
+def trained_encoder() -> dict[str, str]:
+    """A pruned encoder trained on the embeddings of the untouched one."""
+    pruned, distill = "{prune: {ffn: 0.2}}", "{distill: {steps: 96}}"
+    return {
+        "ffn pruned by 20 %, distilled": f"passes=[{pruned}, {distill}]",
+        "ffn pruned by 20 %, int8_weight_only": quantize("format: int8_weight_only", pruned),
+        "ffn pruned by 20 %, distilled, int8_weight_only": quantize("format: int8_weight_only", pruned, distill),
+    }
 
 
 def four() -> dict[str, str]:
@@ -191,7 +204,7 @@ def command_of(kind: str, passes: str, folder: Path) -> list[str]:
     """`openclaw-opt build` as a user types it, but for its output."""
     settings = [passes, "budgets={}", f"metrics=[{METRICS[kind]}]"]
     settings += [f"data.{split}={json.dumps(stated)}" for split, stated in data_of(kind).items()]
-    settings += [TRAINING] if "distill" in passes else []
+    settings += [TRAINING[kind]] if "distill" in passes else []
     settings += [f"model={checkpoint_of(kind, folder)}"] if kind == "vision" else []
     command = [sys.executable, "-m", "openclaw_opt", "build", "--recipe", RECIPES[kind]]
     command += [] if ENGINE in passes else ["--until", "model"]

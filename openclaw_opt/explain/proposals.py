@@ -238,7 +238,7 @@ def _trained(budget: BudgetRecord, part: Prune, recipe: Recipe) -> Iterator[Prop
         listed.append({one.word: one.model_dump(mode="json", exclude_defaults=True)})
         if one is part:
             listed.append("distill")
-    why = "what was pruned is trained on the untouched checkpoint's logits; the size stays"
+    why = "what was pruned is trained on what the untouched checkpoint says; the size stays"
     yield Proposal(budget.metric, (f"passes={json.dumps(listed)}",), why, "minutes to hours of training")
 
 

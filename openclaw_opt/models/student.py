@@ -9,9 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openclaw_opt.artifacts import Checkpoint
 from openclaw_opt.models.decoder import Decoder
+from openclaw_opt.models.families import spec_from_config
+from openclaw_opt.models.hf import load_hf
 from openclaw_opt.models.linear import replace_layer
+from openclaw_opt.models.spec import DecoderSpec
+from openclaw_opt.models.weights import decoder_from_checkpoint
 from openclaw_opt.numerics.fake_quant import fake_quantized
+
+
+def teacher_of(checkpoint: Checkpoint) -> nn.Module:
+    """The untouched checkpoint in float32: a Decoder, or what `models.hf` wraps. Raises what loading raises."""
+    if isinstance(spec_from_config(checkpoint.config), DecoderSpec):
+        return decoder_from_checkpoint(checkpoint, torch.float32)
+    return load_hf(checkpoint)[0]
 
 
 def student_of(teacher: Decoder, layers: Sequence[int]) -> Decoder:

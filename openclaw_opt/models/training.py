@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from openclaw_opt.errors import VerificationError
-from openclaw_opt.models.calibrate import Batch, decoder_batch
+from openclaw_opt.models.calibrate import Batch
 from openclaw_opt.models.decoder import Decoder
+from openclaw_opt.models.hf import Encoder
 from openclaw_opt.models.training_group import ALONE, Group
+from openclaw_opt.models.training_rows import UNITS, amount, batch_of, decoder_loss, encoder_loss
 from openclaw_opt.models.training_state import Progress, read_state, write_state
-from openclaw_opt.numerics.distillation import divergence, hidden_difference, likelihood
+from openclaw_opt.numerics.distillation import divergence
 from openclaw_opt.numerics.schedule import learning_rate
 
 Report = Callable[[float, str], None]
@@ -58,19 +60,24 @@ class Setup:
 
 @dataclass(frozen=True)
 class Sequences:
-    """int64 [samples, length] token ids without padding."""
+    """Samples as `models.training_rows` lays them out for the task."""
 
     training: Tensor
     held_back: Tensor
+    task: str = "decoder"
+
+    def amount(self, rows: int) -> int:
+        """Tokens (without padding) or images in so many rows to train on, about."""
+        return round(rows * amount(self.training, self.task))
 
 
 @dataclass(frozen=True)
 class Pair:
     """A student, its teacher, and which of the teacher's layers each of the student's is compared with."""
 
-    student: Decoder
-    teacher: Decoder
-    layers: Sequence[int]
+    student: nn.Module
+    teacher: nn.Module
+    layers: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -151,16 +158,18 @@ def _order(seed: int, epoch: int, samples: int) -> Tensor:
 
 def loss_of(pair: Pair, batch: Batch, setup: Setup) -> Tensor:
     """The loss of one batch, a scalar."""
-    wants_hidden = setup.hidden > 0
+    student, teacher = pair.student, pair.teacher
+    if isinstance(student, Decoder) and isinstance(teacher, Decoder):
+        with torch.no_grad():
+            logits, states = outputs(teacher, batch, keep=setup.hidden > 0)
+        theirs = logits, [states[i] for i in pair.layers] if states else []
+        ours = outputs(student, batch, keep=setup.hidden > 0)
+        return decoder_loss(ours, theirs, batch[0], setup.temperature, setup.cross_entropy, setup.hidden)
     with torch.no_grad():
-        theirs, their_states = outputs(pair.teacher, batch, keep=wants_hidden)
-    ours, our_states = outputs(pair.student, batch, keep=wants_hidden)
-    loss = (1 - setup.cross_entropy) * divergence(ours, theirs, setup.temperature)
-    if setup.cross_entropy:
-        loss = loss + setup.cross_entropy * likelihood(ours, batch[0])
-    if wants_hidden:
-        loss = loss + setup.hidden * hidden_difference(our_states, [their_states[i] for i in pair.layers])
-    return loss
+        wanted = teacher(*batch)
+    if isinstance(student, Encoder):
+        return encoder_loss(student(*batch), wanted, batch[1], setup.hidden)
+    return divergence(student(*batch), wanted, setup.temperature)
 
 
 def outputs(decoder: Decoder, batch: Batch, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
@@ -219,8 +228,8 @@ class Run:
         self._say(loss)
 
     def _backward(self, step: int, part: int) -> float:
-        ids = self.data.training[chosen(step, part, self.setup, len(self.data.training))]
-        loss = self._loss(ids) / self.setup.accumulate
+        rows = self.data.training[chosen(step, part, self.setup, len(self.data.training))]
+        loss = self._loss(rows) / self.setup.accumulate
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -235,10 +244,10 @@ class Run:
         if not isfinite(norm):
             raise VerificationError(f"the gradient's norm is {norm} at step {step + 1}", fix=SLOWER)
 
-    def _loss(self, ids: Tensor) -> Tensor:
+    def _loss(self, rows: Tensor) -> Tensor:
         wide = self.setup.precision == "float32"
         with torch.autocast(self.setup.device.split(":")[0], torch.bfloat16, enabled=not wide):
-            return loss_of(self.pair, decoder_batch(ids.to(self.setup.device)), self.setup)
+            return loss_of(self.pair, batch_of(self.pair.student, rows.to(self.setup.device)), self.setup)
 
     @torch.no_grad()
     def look(self, rate: float = 0.0) -> None:
@@ -271,6 +280,6 @@ class Run:
 
     def _say(self, loss: float) -> None:
         known, setup = self.progress, self.setup
-        tokens = known.step * setup.accumulate * setup.batch_size * self.data.training.shape[1]
-        speed = f"{tokens / max(known.seconds, 1e-9):,.0f} tokens/s"
+        done = self.data.amount(known.step * setup.accumulate * setup.batch_size)
+        speed = f"{done / max(known.seconds, 1e-9):,.0f} {UNITS[self.data.task]}/s"
         self.report(known.step / setup.steps, f"step {known.step} of {setup.steps}, loss {loss:.4f}, {speed}")

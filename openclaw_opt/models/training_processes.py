@@ -17,17 +17,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from openclaw_opt.artifacts import Checkpoint, Model
 from openclaw_opt.errors import MachineError, OptError
-from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.spec import ModelFacts
 from openclaw_opt.models.store import open_model, save_model
-from openclaw_opt.models.student import put_fake_quantizers
+from openclaw_opt.models.student import put_fake_quantizers, teacher_of
 from openclaw_opt.models.training import Pair, Report, Sequences, Setup, Trained, train
 from openclaw_opt.models.training_group import joined
 from openclaw_opt.models.training_state import Progress
-from openclaw_opt.models.weights import decoder_from_checkpoint
 
 POLL_SECONDS = 0.1
 START, DATA, MADE = "start", "data.safetensors", "trained.safetensors"
@@ -45,6 +44,7 @@ class Job:
     """Arguments of `put_fake_quantizers`."""
     kept: Path | None
     count: int
+    task: str = "decoder"
     parent: int = 0
     """Its process id: who has no parent left ends."""
 
@@ -63,7 +63,7 @@ def train_apart(pair: Pair, data: Sequences, job: Job, facts: ModelFacts, assets
         raise MachineError(what, where="distill.processes", fix=f"processes: {torch.cuda.device_count()}")
     with tempfile.TemporaryDirectory(prefix="training-", dir=job.folder) as name:
         own = replace(job, folder=Path(name), parent=os.getpid())
-        save_model(pair.student, facts.model_copy(update={"decoder": pair.student.spec}), own.folder / START, assets)
+        save_model(pair.student, facts, own.folder / START, assets)
         tensors = {"training": data.training.contiguous(), "held_back": data.held_back.contiguous()}
         save_file(tensors, own.folder / DATA)
         _run(own, report)
@@ -116,10 +116,9 @@ def _process(rank: int, job: Job, told: Any) -> None:
     """One of the processes, from its start to its end."""
     group = joined(rank, job.count, job.folder / "meeting", job.setup.device)
     student = open_model(Model(job.folder / START))
-    assert isinstance(student, Decoder)
     if job.rounding is not None:
         put_fake_quantizers(student, *job.rounding)
-    teacher = decoder_from_checkpoint(job.checkpoint, torch.float32)
+    teacher = teacher_of(job.checkpoint)
     setup = job.setup if job.setup.device == "cpu" else replace(job.setup, device=f"cuda:{rank}")
 
     def report(part: float, text: str) -> None:
@@ -128,7 +127,7 @@ def _process(rank: int, job: Job, told: Any) -> None:
         if rank == 0:
             told.put({"part": part, "text": text})
 
-    pair, data = Pair(student, teacher, job.layers), Sequences(**load_file(job.folder / DATA))
+    pair, data = Pair(student, teacher, job.layers), Sequences(**load_file(job.folder / DATA), task=job.task)
     try:
         made = train(pair, data, setup, job.kept, report, group)
     except OptError as error:  # every process raises the same: losses and norms are of all
@@ -143,7 +142,7 @@ def _process(rank: int, job: Job, told: Any) -> None:
     group.leave()
 
 
-def _taken_over(student: Decoder, file: Path) -> Trained:
+def _taken_over(student: nn.Module, file: Path) -> Trained:
     with safe_open(file, "pt") as stored:
         said = json.loads(stored.metadata()["made"])
         for name, value in student.named_parameters():

@@ -1,4 +1,4 @@
-"""distill: train a smaller or rounded decoder to say what the untouched checkpoint says."""
+"""distill: train a smaller or rounded model to say what the untouched checkpoint says."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from openclaw_opt.errors import RecipeError
 from openclaw_opt.formats import FORMATS
 from openclaw_opt.numerics.spacing import evenly, matched
 from openclaw_opt.passes import Complaint, Done, Kind, Pass, View, Work
+from openclaw_opt.passes.quantize import DEFAULT_KEEP
 
 if TYPE_CHECKING:
-    from openclaw_opt.models.decoder import Decoder
-    from openclaw_opt.models.spec import DecoderSpec, ModelFacts
+    from torch import nn
+
+    from openclaw_opt.models.spec import DecoderSpec, HfSpec, ModelFacts
     from openclaw_opt.models.training import Sequences, Setup, Trained
     from openclaw_opt.models.training_processes import Job
     from openclaw_opt.passes.quantize import Quantize
@@ -50,31 +52,37 @@ class FakeQuantize(BaseModel):
     """As in `quantize`, one that rounds weights alone: int4, uint4 or int8_weight_only."""
     block: Count | None = None
     """As in `quantize`. Default: the format's."""
-    keep: tuple[str, ...] = ("head",)
-    """As in `quantize`."""
+    keep: tuple[str, ...] | None = None
+    """As in `quantize`, with its defaults."""
 
     def block_size(self) -> int | None:
         return self.block or FORMATS[self.format].block
 
+    def kept(self, task: str) -> tuple[str, ...]:
+        return DEFAULT_KEEP[task] if self.keep is None else self.keep
+
 
 class Distill(Pass):
-    """Train the model so far, or a student of fewer layers, on the logits of the untouched checkpoint.
+    """Train the model so far, or a student of fewer layers, on what the untouched checkpoint says.
 
     loss = (1 − cross_entropy) · T² · KL(teacher ‖ student at temperature T) + cross_entropy · CE + hidden · ‖hidden states‖
 
+    of a decoder's next token, or of a classifier's classes (KL alone); of an encoder ‖embeddings‖ + hidden · ‖last hidden states‖.
+    A difference ‖ ‖ is squared and relative to the teacher's.
+
     A part of the calibration data is held back: the weights with the least loss on it are the result, and training ends early
     when it no longer falls. A killed build goes on from the last checkpoint, on the CPU bit for bit. Sources: arXiv:1503.02531
-    (distillation), arXiv:2407.14679 (after pruning), nvidia-modelopt's QAD (with `fake_quantize`).
+    (distillation), arXiv:2407.14679 (after pruning), arXiv:2004.09813 (embeddings), nvidia-modelopt's QAD (with `fake_quantize`).
     """
 
     kind: ClassVar[Kind] = "lossy"
-    summary: ClassVar[str] = "train a pruned, shallower or rounded decoder on the untouched checkpoint's logits"
+    summary: ClassVar[str] = "train a pruned, shallower or rounded model on what the untouched checkpoint says"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     reads: ClassVar[tuple[str, ...]] = ("calibration", "training", "checkpoint")
     essential: ClassVar[tuple[str, ...]] = ("steps",)
 
     student: Student | None = None
-    """`{layers: 3}` or `{layers: [0, 2, 5]}` starts from these layers of the checkpoint. Default: the model so far."""
+    """Decoders: `{layers: 3}` or `{layers: [0, 2, 5]}` starts from these layers of the checkpoint. Default: the model so far."""
     fake_quantize: FakeQuantize | None = None
     """Round the weights while training, as the `quantize` after it does: `{format: int4, block: 32}` (quantization-aware
     distillation). That pass must have the same format, block and keep, and round to nearest: `algorithm: rtn`, or `max`."""
@@ -96,11 +104,12 @@ class Distill(Pass):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of all gradients together."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """T of the softened distributions; above 1 what the teacher deems unlikely counts more."""
+    """T of the softened distributions; above 1 what the teacher deems unlikely counts more. Encoders have none."""
     cross_entropy: Share = 0.0
-    """Share of the next token's cross-entropy in the loss, 0 to 1; the rest is the divergence from the teacher."""
+    """Decoders: share of the next token's cross-entropy in the loss, 0 to 1; the rest is the divergence from the teacher."""
     hidden: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the difference of hidden states, relative to the teacher's, added to the loss."""
+    """Weight of the difference of hidden states, relative to the teacher's, added to the loss: after every layer of a decoder, after
+    an encoder's last; classifiers have none."""
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the calibration sequences that is held back to choose the weights and to stop early."""
     every: Count = 20
@@ -115,14 +124,11 @@ class Distill(Pass):
     """Arithmetic of training; weights and moments are float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
 
     def check(self, view: View) -> list[Complaint]:
-        from openclaw_opt.models.spec import DecoderSpec
-
-        if not isinstance(view.spec, DecoderSpec):
-            return [Complaint(f"distill takes decoders, {view.spec.architecture} is a model for {view.spec.task}")]
         if any(earlier.word == "quantize" for earlier in view.earlier):
             return [Complaint("quantized weights cannot be trained", fix="put distill before quantize")]
         return [
             *self._options(),
+            *self._of_task(view.spec.task),
             *self._data(view),
             *self._start(view),
             *self._student(view.spec),
@@ -131,6 +137,19 @@ class Distill(Pass):
 
     def _options(self) -> list[Complaint]:
         return [*self._together(), *self._warmth()]
+
+    def _of_task(self, task: str) -> list[Complaint]:
+        """Options that this kind of model has no place for."""
+        if task == "decoder":
+            return []
+        given = {
+            "student": (self.student is not None, "prune: {layers: …} takes layers out"),
+            "cross_entropy": (self.cross_entropy > 0, "leave it out"),
+            "temperature": (self.temperature != 1 and task == "encoder", "leave it out"),
+            "hidden": (self.hidden > 0 and task == "vision", "leave it out"),
+        }
+        kind = {"encoder": "an encoder", "vision": "a vision model"}[task]
+        return [Complaint(f"{kind} has no {name}", name, fix) for name, (wrong, fix) in given.items() if wrong]
 
     def _together(self) -> list[Complaint]:
         """What keeps several processes from sharing a step."""
@@ -172,8 +191,8 @@ class Distill(Pass):
             return [Complaint("the student is the checkpoint itself: there is nothing to learn", fix=fix)]
         return []
 
-    def _student(self, spec: DecoderSpec) -> list[Complaint]:
-        if self.student is None:
+    def _student(self, spec: DecoderSpec | HfSpec) -> list[Complaint]:
+        if self.student is None or spec.task != "decoder":
             return []
         count, asked = len(spec.layers), self.student.layers
         if isinstance(asked, int):
@@ -202,7 +221,7 @@ class Distill(Pass):
         # Whether a runtime has such blocks and they divide the layers is what quantize's own check says.
         return [
             Complaint(f"fake_quantize has {name} {ours}, the quantize after it {theirs}", "fake_quantize", fix)
-            for name, ours, theirs, fix in _differences(fake, after)
+            for name, ours, theirs, fix in _differences(fake, after, view.spec.task)
         ]
 
     def _held(self, samples: int) -> int:
@@ -219,51 +238,51 @@ class Distill(Pass):
         teacher, student = self._models(source, facts, work)
         before, layers = parameters_of(teacher), self._pairs(student, teacher)
         data, setup = self._sequences(source, facts, work), self._setup(work)
-        rounded = self._put_quantizers(student)
+        rounded = self._put_quantizers(student, facts.task)
         pair = Pair(student, teacher, layers)
         if self.processes == 1:
             made = train(pair, data, setup, work.kept, work.progress)
         else:
-            made = train_apart(pair, data, self._job(work, setup, layers), facts, source.assets, work.progress)
+            job = self._job(work, setup, layers, facts.task)
+            made = train_apart(pair, data, job, facts, source.assets, work.progress)
         after = parameters_of(student)
         said = _sentence(made, setup, data)
-        noted = facts.model_copy(update={"notes": (*facts.notes, said), "decoder": student.spec})
+        noted = facts.model_copy(update={"notes": (*facts.notes, said)})
         details = _details(made, setup, data) | {
             "parameters": after,
             "parameters_before": before,
-            "student_layers": list(self.student.chosen(len(teacher.layers))) if self.student else None,
-            "matched_layers": list(layers) if self.hidden else None,
+            "student_layers": list(layers) if self.student else None,
+            "matched_layers": list(layers) if self.hidden and layers else None,
             "fake_quantized": rounded,
             "processes": self.processes,
         }
         model = save_model(student, noted, work.folder, source.assets)
         return Done(model, changed=said, count=made.progress.step, details=details)
 
-    def _job(self, work: Work, setup: Setup, layers: tuple[int, ...]) -> Job:
+    def _job(self, work: Work, setup: Setup, layers: tuple[int, ...], task: str) -> Job:
         from openclaw_opt.models.training_processes import Job
 
         fake = self.fake_quantize
-        rounding = None if fake is None else (KINDS[fake.format], fake.block_size(), fake.keep)
+        rounding = None if fake is None else (KINDS[fake.format], fake.block_size(), fake.kept(task))
         work.folder.mkdir(parents=True, exist_ok=True)
-        return Job(work.folder, work.checkpoint, setup, layers, rounding, work.kept, self.processes)
+        return Job(work.folder, work.checkpoint, setup, layers, rounding, work.kept, self.processes, task)
 
-    def _models(self, source: Model, facts: ModelFacts, work: Work) -> tuple[Decoder, Decoder]:
+    def _models(self, source: Model, facts: ModelFacts, work: Work) -> tuple[nn.Module, nn.Module]:
         """The teacher and the student before training."""
-        import torch
-
         from openclaw_opt.models.decoder import Decoder
         from openclaw_opt.models.store import open_model
-        from openclaw_opt.models.student import student_of
-        from openclaw_opt.models.weights import decoder_from_checkpoint
+        from openclaw_opt.models.student import student_of, teacher_of
 
         if facts.quant:
             name = next(iter(facts.quant))
             raise RecipeError("quantized weights cannot be trained", where=name, fix="put distill before quantize")
-        teacher = decoder_from_checkpoint(work.checkpoint, torch.float32)
+        teacher = teacher_of(work.checkpoint)
         if self.student is not None:
+            assert isinstance(teacher, Decoder), "check refuses a student of any other"
             return teacher, student_of(teacher, self.student.chosen(len(teacher.layers)))
         student = open_model(source)
-        assert isinstance(student, Decoder), "check refuses models without a decoder's spec"
+        if not (isinstance(student, Decoder) and isinstance(teacher, Decoder)):
+            return teacher, student
         if student.spec.vocab != teacher.spec.vocab:
             raise RecipeError(
                 f"the student has {student.spec.vocab} tokens, the teacher {teacher.spec.vocab}: logits cannot be compared",
@@ -272,8 +291,12 @@ class Distill(Pass):
             )
         return teacher, student
 
-    def _pairs(self, student: Decoder, teacher: Decoder) -> tuple[int, ...]:
-        """For each layer of the student the teacher's that it is compared with. RecipeError where sizes differ."""
+    def _pairs(self, student: nn.Module, teacher: nn.Module) -> tuple[int, ...]:
+        """For each layer of the student the teacher's that it is compared with; of decoders. RecipeError where sizes differ."""
+        from openclaw_opt.models.decoder import Decoder
+
+        if not (isinstance(student, Decoder) and isinstance(teacher, Decoder)):
+            return ()
         if self.hidden and student.spec.hidden != teacher.spec.hidden:
             raise RecipeError(
                 f"hidden states of {student.spec.hidden} and {teacher.spec.hidden} elements cannot be compared",
@@ -284,31 +307,30 @@ class Distill(Pass):
             return self.student.chosen(len(teacher.layers))
         return matched(len(student.layers), len(teacher.layers))
 
-    def _put_quantizers(self, student: Decoder) -> list[str]:
+    def _put_quantizers(self, student: nn.Module, task: str) -> list[str]:
         from openclaw_opt.models.student import put_fake_quantizers
 
         fake = self.fake_quantize
         if fake is None:
             return []
         try:
-            return put_fake_quantizers(student, KINDS[fake.format], fake.block_size(), fake.keep)
+            return put_fake_quantizers(student, KINDS[fake.format], fake.block_size(), fake.kept(task))
         except ValueError as error:
             raise RecipeError(str(error), where="distill.fake_quantize", fix="a smaller block, or keep") from error
 
     def _sequences(self, source: Model, facts: ModelFacts, work: Work) -> Sequences:
-        import torch
-
         from openclaw_opt.models.calibrate import load_calibration
         from openclaw_opt.models.training import Sequences
+        from openclaw_opt.models.training_rows import parted, rows_of
 
         assert work.calibration is not None, "check refuses a recipe without"
         calibration = load_calibration(work.calibration, facts, source, work.data_cache, self.batch_size)
-        known = torch.cat([batch[0] for batch in calibration.batches])
-        held = self._held(len(known))
+        known = rows_of(calibration, facts.task)
+        rest, held = parted(known, self._held(len(known)), facts.task)
         if work.training is None:
-            return Sequences(known[:-held], known[-held:])
+            return Sequences(rest, held, facts.task)
         training = load_calibration(work.training, facts, source, work.data_cache, self.batch_size)
-        return Sequences(torch.cat([batch[0] for batch in training.batches]), known[-held:])
+        return Sequences(rows_of(training, facts.task), held, facts.task)
 
     def _setup(self, work: Work) -> Setup:
         import torch
@@ -323,42 +345,44 @@ class Distill(Pass):
         return Setup(**shared | changes)
 
 
-def _differences(fake: FakeQuantize, after: Quantize) -> list[tuple[str, Any, Any, str]]:
+def _differences(fake: FakeQuantize, after: Quantize, task: str) -> list[tuple[str, Any, Any, str]]:
     """(what, in fake_quantize, in quantize, fix) wherever the two would not round to the same values."""
     plain = PLAIN[fake.format]
     pairs = [
         ("format", fake.format, after.format, f"quantize: {{format: {fake.format}}}"),
         ("block", fake.block_size(), after.block_size(), f"quantize: {{block: {fake.block_size()}}}"),
-        ("algorithm", plain, after.algorithm_for("decoder"), f"quantize: {{algorithm: {plain}}}"),
+        ("algorithm", plain, after.algorithm_for(task), f"quantize: {{algorithm: {plain}}}"),
         ("calibration", "max", after.calibration, "quantize: {calibration: max}"),
-        ("keep", list(fake.keep), list(after.patterns("decoder")), "the same keep in both"),
+        ("keep", list(fake.kept(task)), list(after.patterns(task)), "the same keep in both"),
     ]
     return [one for one in pairs if one[1] != one[2]][:1]
 
 
 def _sentence(made: Trained, setup: Setup, data: Sequences) -> str:
+    from openclaw_opt.models.training_rows import UNITS
+
     known = made.progress
-    first, tokens = (
-        known.curve[0]["held_back"],
-        known.step * setup.batch_size * setup.accumulate * data.training.shape[1],
-    )
+    first, seen = known.curve[0]["held_back"], data.amount(known.step * setup.batch_size * setup.accumulate)
     ended = f", stopped early at {known.step}" if made.stopped == "patience" else ""
     return (
-        f"trained {known.step} steps ({tokens:,} tokens): loss on held-back data {first:.4g} → {known.best_loss:.4g} "
+        f"trained {known.step} steps ({seen:,} {UNITS[data.task]}): loss on held-back data {first:.4g} → {known.best_loss:.4g} "
         f"at step {known.best_step}{ended}"
     )
 
 
 def _details(made: Trained, setup: Setup, data: Sequences) -> dict[str, Any]:
+    from openclaw_opt.models.training_rows import LOSSES, UNITS
+
     known = made.progress
-    tokens = known.step * setup.batch_size * setup.accumulate * data.training.shape[1]
+    seen, unit = data.amount(known.step * setup.batch_size * setup.accumulate), UNITS[data.task]
     return {
         "curve": known.curve,
+        "loss": LOSSES[data.task],
         "best_step": known.best_step,
         "stopped": made.stopped,
         "resumed_at": known.resumed,
-        "tokens": tokens,
-        "tokens_per_second": round(tokens / known.seconds, 1) if known.seconds else None,
+        unit: seen,
+        f"{unit}_per_second": round(seen / known.seconds, 1) if known.seconds else None,
         "sequences": {"training": len(data.training), "held_back": len(data.held_back)},
         "zeros_kept": made.zeros,
         "precision": setup.precision,

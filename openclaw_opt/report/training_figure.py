@@ -47,7 +47,7 @@ def _training(record: PassRecord, rows: Sequence[Mapping[str, Any]]) -> Figure:
             "y": {
                 "field": "loss",
                 "type": "quantitative",
-                "title": "loss in nats" + (", logarithmic" if log else ""),
+                "title": f"loss in {record.details.get('loss', 'nats')}" + (", logarithmic" if log else ""),
                 "scale": {"type": "log"} if log else {"zero": False},
                 "axis": {"tickCount": 5, "format": "~r"},
             },
