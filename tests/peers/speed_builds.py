@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -88,6 +89,7 @@ def ours(checkpoint: Path, cache: Path, names: tuple[str, ...]) -> dict[str, dic
         command = [sys.executable, "-m", "openclaw_opt", "build", "--recipe", str(recipe), "--output", str(folder)]
         passes = cache / ("passes" if name == "onnxruntime" else f"passes-{name}")  # each from nothing
         built(f"ours-{name}", record, [*command, "--cache", str(passes)], {"PYTHONPATH": str(ROOT)})
+        shutil.rmtree(passes)  # of half a billion weights in float32 it is ten gigabytes
     return records(record)
 
 
