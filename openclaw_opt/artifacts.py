@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from openclaw_opt.formats import CACHES
 
 Task = Literal["decoder", "encoder", "vision"]
+MODEL_OF: dict[str, str] = {"decoder": "a decoder", "encoder": "an encoder", "vision": "a vision model"}
+"""What a model for the task is called in a sentence."""
 Dialect = Literal["portable", "onnxruntime", "tensorrt"]
 FloatType = Literal["float32", "float16", "bfloat16"]
 FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openclaw_opt.artifacts import MODEL_OF
 from openclaw_opt.checkpoint import Checkpoint, Listing, list_checkpoint
 from openclaw_opt.data import Source, overlap
 from openclaw_opt.errors import MachineError, OptError, RecipeError, nearest
@@ -163,7 +164,7 @@ def _data_mistakes(recipe: Recipe, spec: DecoderSpec | HfSpec) -> Iterator[OptEr
         if source.kind != kind:
             where = recipe.located.place(("data", role))
             yield RecipeError(
-                f"{role} data is {source.kind}, but the model is a {spec.task} and needs {kind}", where=where
+                f"{role} data is {source.kind}, but the model is {MODEL_OF[spec.task]} and needs {kind}", where=where
             )
         elif source.image is not None and source.image != getattr(spec, "image", None):
             yield _wrong_images(role, source.image, getattr(spec, "image", None), recipe)

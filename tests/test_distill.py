@@ -19,7 +19,7 @@ from openclaw_opt.errors import VerificationError
 from openclaw_opt.models.decoder import Decoder
 from openclaw_opt.models.spec import DecoderSpec, LayerSpec
 from openclaw_opt.models.student import put_fake_quantizers, student_of
-from openclaw_opt.models.training import Pair, Sequences, Setup, chosen, loss_of, optimizer_of, train
+from openclaw_opt.models.training import Pair, Samples, Setup, chosen, loss_of, optimizer_of, train
 from openclaw_opt.numerics.distillation import divergence, hidden_difference, likelihood
 from openclaw_opt.numerics.fake_quant import fake_quantized, rounded
 from openclaw_opt.numerics.grid import grid_of
@@ -65,9 +65,9 @@ def noisy(decoder: Decoder, seed: int = 1) -> Decoder:
     return made
 
 
-def sequences(samples: int = 8, held: int = 4) -> Sequences:
+def sequences(samples: int = 8, held: int = 4) -> Samples:
     ids = torch.randint(64, (samples + held, 12), generator=torch.Generator().manual_seed(7))
-    return Sequences(ids[:samples], ids[samples:])
+    return Samples(ids[:samples], ids[samples:])
 
 
 def silent(part: float, text: str) -> None:
@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_finite_names_its_step() -> None:
     student.embed.weight[data.training[chosen(1, 0, SETUP, 8)][0, 5]] = float("inf")
     held = torch.full_like(data.held_back, int(data.training[chosen(0, 0, SETUP, 8)][0, 0]))
     with pytest.raises(VerificationError, match=r"the loss is nan at step 2\n") as caught:
-        train(Pair(student, teacher, ()), Sequences(data.training, held), SETUP, None, silent)
+        train(Pair(student, teacher, ()), Samples(data.training, held), SETUP, None, silent)
     assert caught.value.fix == "lower learning_rate, or raise warmup"
 
 

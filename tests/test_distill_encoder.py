@@ -19,7 +19,7 @@ from openclaw_opt.models.calibrate import Calibration, sentence_batches
 from openclaw_opt.models.families import spec_from_config
 from openclaw_opt.models.store import open_model
 from openclaw_opt.models.student import teacher_of
-from openclaw_opt.models.training import Pair, Sequences, train
+from openclaw_opt.models.training import Pair, Samples, train
 from openclaw_opt.models.training_rows import amount, batch_of, encoder_loss, parted, rows_of
 from openclaw_opt.passes import View, Work
 from openclaw_opt.passes.distill import Distill, FakeQuantize, Student
@@ -177,7 +177,7 @@ def test_a_vision_model_is_trained_through_the_rounding_that_quantize_does(tmp_p
 
 def test_a_killed_training_of_an_encoder_ends_as_one_that_was_not(bert: Alone, pruned: Model, tmp_path: Path) -> None:
     rows = rows_of(sentences(), "encoder")
-    data, setup = Sequences(*parted(rows, 6, "encoder"), "encoder"), replace(SETUP, steps=8, learning_rate=1e-3)
+    data, setup = Samples(*parted(rows, 6, "encoder"), "encoder"), replace(SETUP, steps=8, learning_rate=1e-3)
 
     class Killed(Exception):
         pass

@@ -85,7 +85,7 @@ def convert(
     theirs = opened()
     untie(theirs, names)
     said: Sequence[str] = ()
-    if job.scheme.is_modelopts:
+    if job.scheme.uses_modelopt:
         said = calibrated(theirs, names, job.scheme, feed.floats, part(progress, 0.1, 0.55))
     grids = refined(theirs, names, job.scheme, feed.changed, part(progress, 0.55, 0.8), sparse)
     if feed.rounded is not None:
@@ -95,7 +95,7 @@ def convert(
         assert feed.floats is not None
         _set_ranges(reference, theirs, names, job, feed.floats, part(progress, 0.8, 0.85))
     ours = {name: layer_of(theirs.get_submodule(name), job.scheme, grids.get(name)) for name in names}
-    if not job.scheme.is_modelopts:
+    if not job.scheme.uses_modelopt:
         round_to_nearest(theirs, [name for name in names if name not in grids], job.scheme)
     prove_zeros(reference, ours, sparse)
     plain = (

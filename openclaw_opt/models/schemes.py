@@ -79,7 +79,7 @@ class Scheme:
         return self.has_ranges or self.may_scale_inputs
 
     @property
-    def is_modelopts(self) -> bool:
+    def uses_modelopt(self) -> bool:
         """Does modelopt find anything of it, ranges of inputs or their factors? What rounds weights alone, we do."""
         return self.row.input is not None or self.algorithm in SCALES_INPUTS
 

@@ -59,7 +59,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Samples:
     """Samples as `models.training_rows` lays them out for the task."""
 
     training: Tensor
@@ -90,9 +90,7 @@ class Trained:
     """Weights that were zero and stayed so."""
 
 
-def train(
-    pair: Pair, data: Sequences, setup: Setup, kept: Path | None, report: Report, group: Group = ALONE
-) -> Trained:
+def train(pair: Pair, data: Samples, setup: Setup, kept: Path | None, report: Report, group: Group = ALONE) -> Trained:
     """Train `pair.student` in place, on `setup.device`; it ends on the CPU with its best weights, without gradients.
 
     Args:
@@ -189,7 +187,7 @@ class Run:
     def __init__(
         self,
         pair: Pair,
-        data: Sequences,
+        data: Samples,
         setup: Setup,
         optimizer: torch.optim.AdamW,
         report: Report,

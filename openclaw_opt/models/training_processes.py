@@ -24,7 +24,7 @@ from openclaw_opt.errors import MachineError, OptError
 from openclaw_opt.models.spec import ModelFacts
 from openclaw_opt.models.store import open_model, save_model
 from openclaw_opt.models.student import put_fake_quantizers, teacher_of
-from openclaw_opt.models.training import Pair, Report, Sequences, Setup, Trained, train
+from openclaw_opt.models.training import Pair, Report, Samples, Setup, Trained, train
 from openclaw_opt.models.training_group import joined
 from openclaw_opt.models.training_state import Progress
 
@@ -49,7 +49,7 @@ class Job:
     """Its process id: who has no parent left ends."""
 
 
-def train_apart(pair: Pair, data: Sequences, job: Job, facts: ModelFacts, assets: Path, report: Report) -> Trained:
+def train_apart(pair: Pair, data: Samples, job: Job, facts: ModelFacts, assets: Path, report: Report) -> Trained:
     """What `training.train` does, in `job.count` processes; raises what it raises.
 
     Args:
@@ -127,7 +127,7 @@ def _process(rank: int, job: Job, told: Any) -> None:
         if rank == 0:
             told.put({"part": part, "text": text})
 
-    pair, data = Pair(student, teacher, job.layers), Sequences(**load_file(job.folder / DATA), task=job.task)
+    pair, data = Pair(student, teacher, job.layers), Samples(**load_file(job.folder / DATA), task=job.task)
     try:
         made = train(pair, data, setup, job.kept, report, group)
     except OptError as error:  # every process raises the same: losses and norms are of all

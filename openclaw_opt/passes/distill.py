@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from openclaw_opt.artifacts import Model
+from openclaw_opt.artifacts import MODEL_OF, Model
 from openclaw_opt.errors import RecipeError
 from openclaw_opt.formats import FORMATS
 from openclaw_opt.numerics.spacing import evenly, matched
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from openclaw_opt.models.spec import DecoderSpec, HfSpec, ModelFacts
-    from openclaw_opt.models.training import Sequences, Setup, Trained
+    from openclaw_opt.models.training import Samples, Setup, Trained
     from openclaw_opt.models.training_processes import Job
     from openclaw_opt.passes.quantize import Quantize
 
@@ -89,7 +89,7 @@ class Distill(Pass):
     steps: Count = 200
     """Optimizer steps at most; the learning rate reaches 0 there."""
     batch_size: Count = 8
-    """Sequences that run at once; memory grows with it, and with the vocabulary."""
+    """Sequences or images that run at once; memory grows with it, and with a decoder's vocabulary."""
     accumulate: Count = 1
     """Batches a step."""
     processes: Count = 1
@@ -111,7 +111,7 @@ class Distill(Pass):
     """Weight of the difference of hidden states, relative to the teacher's, added to the loss: after every layer of a decoder, after
     an encoder's last; classifiers have none."""
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Share of the calibration sequences that is held back to choose the weights and to stop early."""
+    """Share of the calibration samples that is held back to choose the weights and to stop early."""
     every: Count = 20
     """Steps between looks at the held-back data."""
     patience: Count = 5
@@ -148,8 +148,9 @@ class Distill(Pass):
             "temperature": (self.temperature != 1 and task == "encoder", "leave it out"),
             "hidden": (self.hidden > 0 and task == "vision", "leave it out"),
         }
-        kind = {"encoder": "an encoder", "vision": "a vision model"}[task]
-        return [Complaint(f"{kind} has no {name}", name, fix) for name, (wrong, fix) in given.items() if wrong]
+        return [
+            Complaint(f"{MODEL_OF[task]} has no {name}", name, fix) for name, (wrong, fix) in given.items() if wrong
+        ]
 
     def _together(self) -> list[Complaint]:
         """What keeps several processes from sharing a step."""
@@ -187,7 +188,7 @@ class Distill(Pass):
             return [Complaint(what, "hidden", "put rotate after distill")]
         changed = any(earlier.kind == "lossy" for earlier in view.earlier)
         if not (changed or self.student or self.fake_quantize or self.cross_entropy):
-            fix = "put it after prune, or give student or fake_quantize"
+            fix = f"put it after prune, or give {'student or ' if view.spec.task == 'decoder' else ''}fake_quantize"
             return [Complaint("the student is the checkpoint itself: there is nothing to learn", fix=fix)]
         return []
 
@@ -237,7 +238,7 @@ class Distill(Pass):
         facts = read_facts(source)
         teacher, student = self._models(source, facts, work)
         before, layers = parameters_of(teacher), self._pairs(student, teacher)
-        data, setup = self._sequences(source, facts, work), self._setup(work)
+        data, setup = self._samples(source, facts, work), self._setup(work)
         rounded = self._put_quantizers(student, facts.task)
         pair = Pair(student, teacher, layers)
         if self.processes == 1:
@@ -318,9 +319,9 @@ class Distill(Pass):
         except ValueError as error:
             raise RecipeError(str(error), where="distill.fake_quantize", fix="a smaller block, or keep") from error
 
-    def _sequences(self, source: Model, facts: ModelFacts, work: Work) -> Sequences:
+    def _samples(self, source: Model, facts: ModelFacts, work: Work) -> Samples:
         from openclaw_opt.models.calibrate import load_calibration
-        from openclaw_opt.models.training import Sequences
+        from openclaw_opt.models.training import Samples
         from openclaw_opt.models.training_rows import parted, rows_of
 
         assert work.calibration is not None, "check refuses a recipe without"
@@ -328,9 +329,9 @@ class Distill(Pass):
         known = rows_of(calibration, facts.task)
         rest, held = parted(known, self._held(len(known)), facts.task)
         if work.training is None:
-            return Sequences(rest, held, facts.task)
+            return Samples(rest, held, facts.task)
         training = load_calibration(work.training, facts, source, work.data_cache, self.batch_size)
-        return Sequences(rows_of(training, facts.task), held, facts.task)
+        return Samples(rows_of(training, facts.task), held, facts.task)
 
     def _setup(self, work: Work) -> Setup:
         import torch
@@ -358,7 +359,7 @@ def _differences(fake: FakeQuantize, after: Quantize, task: str) -> list[tuple[s
     return [one for one in pairs if one[1] != one[2]][:1]
 
 
-def _sentence(made: Trained, setup: Setup, data: Sequences) -> str:
+def _sentence(made: Trained, setup: Setup, data: Samples) -> str:
     from openclaw_opt.models.training_rows import UNITS
 
     known = made.progress
@@ -370,7 +371,7 @@ def _sentence(made: Trained, setup: Setup, data: Sequences) -> str:
     )
 
 
-def _details(made: Trained, setup: Setup, data: Sequences) -> dict[str, Any]:
+def _details(made: Trained, setup: Setup, data: Samples) -> dict[str, Any]:
     from openclaw_opt.models.training_rows import LOSSES, UNITS
 
     known = made.progress
